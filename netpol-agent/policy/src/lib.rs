@@ -1,0 +1,11 @@
+//! The pure core of netpol: no I/O, no clock, no runtime (its manifest proves it).
+//!
+//! ```text
+//! Event → Snapshot → compile → Tables → plan → ordered writes
+//!                  ↘ oracle (an independent reading of the API, for tests and `explain`)
+//! ```
+pub mod compile;
+pub mod model;
+pub mod oracle;
+pub mod plan;
+pub mod tables;

@@ -1,0 +1,1 @@
+//! Places for the parts that read each other.

@@ -1,0 +1,2 @@
+//! The netpol agent.
+fn main() {}

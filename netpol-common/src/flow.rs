@@ -1,0 +1,130 @@
+//! Flows: what was allowed at a way out and whose replies need to be recognised.
+
+/// A tuple as seen at the way out, IPv4. ICMP queries: both ports are the identifier. Without ports: zeros.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key4 {
+    /// Source address, network byte order.
+    pub src: u32,
+    /// Destination address, network byte order.
+    pub dst: u32,
+    /// Source port, network byte order.
+    pub sport: u16,
+    /// Destination port, network byte order.
+    pub dport: u16,
+    /// IP protocol.
+    pub proto: u32,
+}
+const _: () = assert!(size_of::<Key4>() == 16);
+
+/// A tuple as seen at the way out, IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key6 {
+    /// Source address, network byte order.
+    pub src: [u32; 4],
+    /// Destination address, network byte order.
+    pub dst: [u32; 4],
+    /// Source port, network byte order.
+    pub sport: u16,
+    /// Destination port, network byte order.
+    pub dport: u16,
+    /// IP protocol.
+    pub proto: u32,
+}
+const _: () = assert!(size_of::<Key6>() == 40);
+
+/// One flow. It names pods, never rulesets: ids of rulesets are reused, so they are resolved when used.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// The initiator: a pod's index or `mark::OUTSIDE`.
+    pub from: u32,
+    /// The initiator's incarnation (0 for the outside).
+    pub from_inc: u32,
+    /// The replying end: a pod's index or `mark::OUTSIDE`.
+    pub to: u32,
+    /// The replying end's incarnation (0 for the outside).
+    pub to_inc: u32,
+    /// `jiffies64` of the last packet, stored at most once a second.
+    pub seen: u64,
+    /// The epoch under which it was judged last; low 32 bits.
+    pub epoch: u32,
+    /// `STATE_*` bits.
+    pub state: u32,
+}
+const _: () = assert!(size_of::<Flow>() == 32);
+
+/// Judged again and denied: a tombstone. Packets of it are dropped and never tried as new in this epoch.
+pub const STATE_REVOKED: u32 = 1 << 0;
+/// The initiator has sent a FIN (TCP) or SHUTDOWN (SCTP).
+pub const STATE_FIN_FORWARD: u32 = 1 << 1;
+/// The replying end has sent a FIN or SHUTDOWN.
+pub const STATE_FIN_REPLY: u32 = 1 << 2;
+/// A reset or ABORT passed: the entry lives on, shortly (the reset may be blind).
+pub const STATE_RESET: u32 = 1 << 3;
+/// A reply passed.
+pub const STATE_ANSWERED: u32 = 1 << 4;
+
+/// Indices into `Config::timeouts`.
+pub mod timeout {
+    /// TCP and SCTP, no reply yet.
+    pub const OPENING: usize = 0;
+    /// TCP and SCTP, answered.
+    pub const ESTABLISHED: usize = 1;
+    /// TCP and SCTP, both ends have closed.
+    pub const CLOSING: usize = 2;
+    /// TCP and SCTP after a reset.
+    pub const RESET: usize = 3;
+    /// UDP and everything else, no reply yet.
+    pub const UNANSWERED: usize = 4;
+    /// UDP and everything else, answered.
+    pub const ANSWERED: usize = 5;
+    /// Later fragments after the first.
+    pub const FRAGMENT: usize = 6;
+}
+
+/// Which packet a fragment belongs to (addresses as seen at that hook). IPv4 addresses are `[a, 0, 0, 0]`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FragKey {
+    /// Source address, network byte order.
+    pub src: [u32; 4],
+    /// Destination address, network byte order.
+    pub dst: [u32; 4],
+    /// Identification, network byte order (16 bits for IPv4).
+    pub id: u32,
+    /// `family << 16 | proto`, family 4 or 6.
+    pub kind: u32,
+    /// The device, so that one hook's packets never speak for another's.
+    pub ifindex: u32,
+}
+const _: () = assert!(size_of::<FragKey>() == 44);
+
+/// What the first fragment said.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frag {
+    /// Source port, network byte order.
+    pub sport: u16,
+    /// Destination port, network byte order.
+    pub dport: u16,
+    /// Non-zero where the first fragment was dropped: so are the later ones.
+    pub denied: u32,
+    /// `jiffies64` of the first fragment.
+    pub seen: u64,
+}
+const _: () = assert!(size_of::<Frag>() == 16);
+
+/// How many unanswered flows a pod has opened in the current window.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// `jiffies64` at which the window began.
+    pub since: u64,
+    /// Flows recorded less flows answered.
+    pub open: u32,
+    /// Flows that were not recorded because the quota was used up.
+    pub refused: u32,
+}
+const _: () = assert!(size_of::<Quota>() == 16);

@@ -1,0 +1,86 @@
+//! Local pods, and the words and settings that every program reads.
+
+/// One local pod; an array indexed by the pod's index (1..=[`crate::mark::MAX_INDEX`]). Slot 0 is the outside.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// Both rulesets in one word, so that one aligned store changes both: ingress in the low half, egress in
+    /// the high half; 0 = not isolated in that direction. See [`rulesets`].
+    pub rulesets: u64,
+    /// Until this `jiffies64` mid-stream TCP without an entry is adopted (isolation began a moment ago).
+    pub adopt_until: u64,
+    /// Which life of this index; 0 = the slot is free. An entry of another incarnation never counts.
+    pub incarnation: u32,
+    /// `POD_*` bits.
+    pub flags: u32,
+    /// The pod's IPv4 address in network byte order; 0 = none.
+    pub addr4: u32,
+    /// Zero.
+    pub _pad: u32,
+    /// The pod's IPv6 address in network byte order; 0 = none.
+    pub addr6: [u32; 4],
+}
+const _: () = assert!(size_of::<Pod>() == 48);
+
+/// The administrator lets this pod send from addresses that are not its own, and to the node's tunnels.
+pub const POD_EXEMPT: u32 = 1;
+
+/// Packs the two rulesets of a pod.
+#[inline(always)]
+#[must_use]
+pub const fn rulesets(ingress: u32, egress: u32) -> u64 {
+    ingress as u64 | (egress as u64) << 32
+}
+
+/// Words of the `state` array: each is changed by one aligned 8-byte store.
+pub mod state {
+    /// The policy epoch; moves when something may have been revoked.
+    pub const EPOCH: u32 = 0;
+    /// `FLAG_*` bits.
+    pub const FLAGS: u32 = 1;
+    /// Number of words.
+    pub const WORDS: u32 = 8;
+
+    /// Some local pod is isolated for ingress: its replies come in anywhere and must be looked up.
+    pub const FLAG_ANY_INGRESS: u64 = 1 << 0;
+    /// Some local pod is isolated in some direction.
+    pub const FLAG_ANY_ISOLATED: u64 = 1 << 1;
+    /// The IPv4 prefix trie is not empty.
+    pub const FLAG_NETS4: u64 = 1 << 2;
+    /// The IPv6 prefix trie is not empty.
+    pub const FLAG_NETS6: u64 = 1 << 3;
+    /// Police the node's own packets to its pods too (off: the API always allows them).
+    pub const FLAG_POLICE_NODE: u64 = 1 << 4;
+    /// Somebody listens for drop events.
+    pub const FLAG_EVENTS: u64 = 1 << 5;
+    /// Events for passed packets too (tests, tracing).
+    pub const FLAG_EVENTS_ALL: u64 = 1 << 6;
+}
+
+/// Settings that change rarely; an array of one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Flow lifetimes in jiffies, indexed by `flow::timeout::*`.
+    pub timeouts: [u64; 8],
+    /// Jiffies in a second (`CONFIG_HZ`).
+    pub hz: u64,
+    /// The smallest prefixes that hold every local pod's address (network byte order): only a source within
+    /// is looked up for "a local pod's address from outside". A mask of all ones with address 0 = no pods.
+    pub local4: u32,
+    /// Mask of `local4`.
+    pub local4_mask: u32,
+    /// As `local4`.
+    pub local6: [u32; 4],
+    /// Mask of `local6`.
+    pub local6_mask: [u32; 4],
+    /// What the node's tunnels listen on, as `proto << 16 | port` (host order; port 0 for IPIP, GRE); 0 = unused.
+    pub tunnels: [u32; 8],
+    /// How many unanswered flows one pod may have recorded in each window of `quota_window` jiffies.
+    pub quota: u32,
+    /// Events at most this many a second and CPU.
+    pub events_per_second: u32,
+    /// Length of the quota's window in jiffies.
+    pub quota_window: u64,
+}
+const _: () = assert!(size_of::<Config>() == 64 + 8 + 8 + 32 + 32 + 8 + 8);

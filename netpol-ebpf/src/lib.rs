@@ -1,0 +1,2 @@
+//! The verdict core.
+#![no_std]

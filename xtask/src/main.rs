@@ -1,0 +1,2 @@
+//! netpol's verbs.
+fn main() {}
