@@ -1,0 +1,110 @@
+//! One rule against one flow.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Flow, Place, index::Index, selector::selects};
+use crate::model::{NamespaceScope, Peer, Peers, Policy, PortMatch, PortSpec, Ports, Rule};
+
+impl Index<'_> {
+    /// types, NetworkPolicyIngressRule: "The traffic must match both ports and from."
+    /// types, NetworkPolicyEgressRule: "The traffic must match both ports and to."
+    ///
+    /// `target` is the flow's destination as pods: the pod that is asked (ingress), or the owners of the
+    /// destination address (egress).
+    pub(super) fn rule_matches(
+        &self,
+        policy: &Policy,
+        rule: &Rule,
+        remote: Place<'_>,
+        target: &[usize],
+        flow: &Flow,
+    ) -> bool {
+        // Ports first: a comparison of numbers settles most rules.
+        self.ports_match(&rule.ports, target, flow) && self.peers_match(policy, &rule.peers, remote)
+    }
+
+    /// types, from: "Items in this list are combined using a logical OR operation. If this field is empty or
+    /// missing, this rule matches all sources (traffic not restricted by source)." The same for `to`.
+    fn peers_match(&self, policy: &Policy, peers: &Peers, remote: Place<'_>) -> bool {
+        match peers {
+            Peers::Any => true,
+            Peers::Of(peers) => peers.iter().any(|peer| self.peer_matches(policy, peer, remote)),
+        }
+    }
+
+    /// types, podSelector of a peer: "if present but empty, it selects all pods. If namespaceSelector is also
+    /// set, then the NetworkPolicyPeer as a whole selects the pods matching podSelector in the Namespaces
+    /// selected by NamespaceSelector. Otherwise it selects the pods matching podSelector in the policy's own
+    /// namespace."
+    ///
+    /// types, namespaceSelector: "if present but empty, it selects all namespaces. If podSelector is also set
+    /// [...]. Otherwise it selects all pods in the namespaces selected by namespaceSelector." (The model has the
+    /// empty selector for an absent podSelector.)
+    fn peer_matches(&self, policy: &Policy, peer: &Peer, remote: Place<'_>) -> bool {
+        match peer {
+            Peer::IpBlock { cidr, except } => in_block(cidr, except, remote.address),
+            // An address without owner is no pod: no selector, not even the empty one, matches it. Of several
+            // owners all must match.
+            Peer::Pods { namespaces, pods } => {
+                !remote.owners.is_empty()
+                    && remote.owners.iter().all(|&owner| {
+                        let pod = self.endpoint(owner);
+                        let in_scope = match namespaces {
+                            NamespaceScope::Own => pod.name.namespace == policy.name.namespace,
+                            NamespaceScope::Matching(selector) => selects(selector, self.namespace(owner)),
+                        };
+                        in_scope && selects(pods, &pod.labels)
+                    })
+            }
+        }
+    }
+
+    /// types, ports: "Each item in this list is combined using a logical OR. If this field is empty or missing,
+    /// this rule matches all ports (traffic not restricted by port). If this field is present and contains at
+    /// least one item, then this rule allows traffic only if the traffic matches at least one port in the
+    /// list."
+    ///
+    /// types, protocol: "protocol represents the protocol (TCP, UDP, or SCTP) which traffic must match." So a
+    /// protocol that is none of these matches only rules without ports.
+    fn ports_match(&self, ports: &Ports, target: &[usize], flow: &Flow) -> bool {
+        match ports {
+            Ports::Any => true,
+            Ports::Of(ports) => ports.iter().any(|port| self.port_matches(port, target, flow)),
+        }
+    }
+
+    /// types, port: "This can either be a numerical or named port on a pod. If this field is not provided, this
+    /// matches all port names and numbers. If present, only traffic on the specified protocol AND port will be
+    /// matched."
+    ///
+    /// types, endPort: "endPort indicates that the range of ports from port to endPort if set, inclusive, should
+    /// be allowed by the policy."
+    fn port_matches(&self, port: &PortMatch, target: &[usize], flow: &Flow) -> bool {
+        port.protocol.number() == flow.protocol
+            && match &port.port {
+                PortSpec::All => true,
+                PortSpec::Range(first, last) => (*first..=*last).contains(&flow.port),
+                // "named port on a pod": the destination's, whichever of its containers declares it, as often
+                // as they declare it. What is no pod has no named ports.
+                PortSpec::Named(name) => {
+                    !target.is_empty()
+                        && target.iter().all(|&pod| {
+                            self.endpoint(pod).ports.iter().any(|declared| {
+                                declared.name == *name
+                                    && declared.protocol == port.protocol
+                                    && declared.number == flow.port
+                            })
+                        })
+                }
+            }
+    }
+}
+
+/// types, IPBlock: "IPBlock describes a particular CIDR [...] that is allowed to the pods matched by a
+/// NetworkPolicySpec's podSelector. The except entry describes CIDRs that should not be included within this
+/// rule." Within *this* rule: another rule or peer may allow what is excepted here.
+fn in_block(cidr: &IpNet, except: &[IpNet], address: IpAddr) -> bool {
+    cidr.contains(&address) && !except.iter().any(|hole| hole.contains(&address))
+}
