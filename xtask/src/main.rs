@@ -1,2 +1,50 @@
-//! netpol's verbs.
-fn main() {}
+//! netpol's verbs: `cargo xtask VERB`. One verb a file; each does the set-up that it needs.
+
+mod build;
+mod ebpf;
+mod preflight;
+mod setup;
+mod toolchain;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, tests and shows netpol.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what building and testing need (packages, bpf-linker); nothing else.
+    Setup(setup::Args),
+    /// Build the agent with the eBPF object embedded: target/release/netpol-agent.
+    Build(build::Args),
+    /// Build the eBPF object alone: target/bpf/netpol.o.
+    #[command(hide = true)]
+    Ebpf(ebpf::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
+        Verb::Setup(args) => setup::run(&args),
+        Verb::Build(args) => build::run(&args),
+        Verb::Ebpf(args) => ebpf::run(&args),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) if error.is::<preflight::Missing>() => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! `cargo xtask build`: the agent with the eBPF object embedded.
+
+use std::{
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use anyhow::Result;
+
+use crate::{
+    ebpf, setup,
+    ui::{root, run_quietly, say, seconds},
+};
+
+/// `cargo xtask build`
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Build target/debug/netpol-agent instead: faster to build, slower to run.
+    #[arg(long)]
+    debug: bool,
+}
+
+/// The verb.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let toolchain = setup::ensure(setup::Need::Build)?;
+    ebpf::object(&toolchain)?;
+    agent(args.debug)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the agent around the object that is there, and returns the binary's path.
+///
+/// # Errors
+/// The compiler's.
+pub(crate) fn agent(debug: bool) -> Result<PathBuf> {
+    let mut cargo = cargo("build");
+    cargo.args(["--package", "netpol-agent", "--bin", "netpol-agent"]);
+    if !debug {
+        cargo.arg("--release");
+    }
+    let time = run_quietly("agent", &mut cargo)?;
+    let binary = format!("target/{}/netpol-agent", if debug { "debug" } else { "release" });
+    say("agent", &format!("{binary}, {}", seconds(time)));
+    Ok(root().join(binary))
+}
+
+/// `cargo SUBCOMMAND` in the workspace with the toolchain that runs xtask, the eBPF object known to build scripts.
+pub(crate) fn cargo(subcommand: &str) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .arg(subcommand)
+        .arg("--locked")
+        .current_dir(root())
+        .env("NETPOL_EBPF_OBJECT", root().join("target/bpf/netpol.o"));
+    cargo
+}

@@ -1,0 +1,93 @@
+//! `cargo xtask ebpf`: the kernel object, `target/bpf/netpol.o`.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    setup,
+    toolchain::Toolchain,
+    ui::{root, run_quietly, say, seconds},
+};
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// `cargo xtask ebpf`
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+/// The verb.
+pub(crate) fn run(_: &Args) -> Result<ExitCode> {
+    object(&setup::ensure(setup::Need::Build)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the object; the file is written only when its content changed, so nothing that embeds it is rebuilt in vain.
+///
+/// # Errors
+/// The compiler's, or a file can't be read or written.
+pub(crate) fn object(toolchain: &Toolchain) -> Result<PathBuf> {
+    let mut cargo = cargo(toolchain, "build");
+    cargo.args(["--bin", "netpol"]);
+    let time = run_quietly("eBPF object", &mut cargo)?;
+    let built = root()
+        .join("target/bpf-build")
+        .join(TARGET)
+        .join("release/netpol");
+    let new = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    let object = root().join("target/bpf/netpol.o");
+    let size = new.len() / 1024;
+    if fs::read(&object).is_ok_and(|old| old == new) {
+        say(
+            "eBPF object",
+            &format!("target/bpf/netpol.o unchanged ({size} KiB)"),
+        );
+        return Ok(object);
+    }
+    fs::create_dir_all(root().join("target/bpf")).context("creating target/bpf")?;
+    // Whoever reads meanwhile sees the old object or the new one, never half of it.
+    let half = object.with_extension("o.new");
+    fs::write(&half, new).with_context(|| format!("writing {}", half.display()))?;
+    fs::rename(&half, &object).with_context(|| format!("writing {}", object.display()))?;
+    say(
+        "eBPF object",
+        &format!("target/bpf/netpol.o, {size} KiB, built in {}", seconds(time)),
+    );
+    Ok(object)
+}
+
+/// `cargo SUBCOMMAND` on the eBPF crate for the kernel's target.
+pub(crate) fn cargo(toolchain: &Toolchain, subcommand: &str) -> Command {
+    let mut cargo = toolchain.compiler.cargo(subcommand);
+    let arch = std::env::consts::ARCH;
+    let flags = [
+        // aya-ebpf's bindings depend on the machine whose kernel will run the program.
+        format!("--cfg=bpf_target_arch=\"{arch}\""),
+        format!("-Clinker={}", toolchain.linker.path.display()),
+        // BTF for the maps and, with it, source lines in the verifier's log.
+        "-Cdebuginfo=2".into(),
+        "-Clink-arg=--btf".into(),
+        format!("--remap-path-prefix={}=.", root().display()),
+    ];
+    cargo
+        .args(["--release", "--package", "netpol-ebpf"])
+        .args([
+            "-Z",
+            "build-std=core",
+            "--target",
+            TARGET,
+            "--target-dir",
+            "target/bpf-build",
+        ])
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("CARGO_CFG_BPF_TARGET_ARCH", arch)
+        // The linker sees the whole program as bitcode and optimises it; nothing of it may be stripped before.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "none");
+    cargo
+}
