@@ -1,1 +1,3 @@
-//! Places for the parts that read each other.
+//! The netpol agent: sources of objects, the index, the data path and the command line.
+
+pub mod cli;

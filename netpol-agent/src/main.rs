@@ -1,2 +1,5 @@
-//! The netpol agent.
-fn main() {}
+//! The netpol agent's binary: everything is in the library, where tests reach it.
+
+fn main() -> std::process::ExitCode {
+    netpol_agent::cli::main()
+}

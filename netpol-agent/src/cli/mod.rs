@@ -1,0 +1,186 @@
+//! The command line: one verb a file, each `run(&Args) -> anyhow::Result<Exit>`.
+//!
+//! To add a verb: a file with `pub(super) struct Args` (clap) and `pub(super) fn run`, a variant of
+//! [`Command`] and its arm in [`dispatch`].
+
+use std::{
+    fmt,
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Enforces Kubernetes NetworkPolicy in the kernel, beside any veth CNI.
+#[derive(Debug, Parser)]
+#[command(name = "netpol-agent", version, after_help = EXIT_CODES)]
+struct Cli {
+    /// How to write the log (to standard error).
+    #[arg(
+        long,
+        global = true,
+        env = "NETPOL_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    log_format: LogFormat,
+
+    /// What to log: a level, or `target=level` pairs.
+    #[arg(
+        long,
+        global = true,
+        env = "NETPOL_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    log: String,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, allowed or no difference; 1 denied or a difference; \
+    2 bad input or something missing on this machine; 3 an error of netpol's own.";
+
+#[derive(Debug, Subcommand)]
+enum Command {}
+
+fn dispatch(command: Command) -> anyhow::Result<Exit> {
+    match command {}
+}
+
+/// How a verb ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done; allowed; no difference.
+    Ok = 0,
+    /// Denied; a difference.
+    No = 1,
+    /// Bad input, or something that this machine lacks.
+    BadInput = 2,
+    /// An error of our own.
+    Own = 3,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Marks an error as the user's or the machine's ([`Exit::BadInput`]): `.context(BadInput("…"))` or
+/// `bail!(BadInput("…"))`. Errors without this mark end with [`Exit::Own`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadInput(
+    /// What is wrong and what to do.
+    pub String,
+);
+
+impl fmt::Display for BadInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadInput {}
+
+/// `-o`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// `--manifests DIR`, for every verb that reads one.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Manifests {
+    /// Directory of YAML and JSON manifests, read with all its subdirectories.
+    #[arg(long = "manifests", env = "NETPOL_MANIFESTS", value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// Parses the arguments and runs the verb; clap itself ends usage errors with exit code 2.
+#[must_use]
+#[expect(unreachable_code, unused_variables, reason = "no verb has landed yet: `Command` is empty")]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = start_log(&cli) {
+        eprintln!(
+            "error: --log {}: {error}; help: try `info` or `netpol_agent=debug`",
+            cli.log
+        );
+        return Exit::BadInput.into();
+    }
+    match dispatch(cli.command) {
+        Ok(exit) => exit.into(),
+        Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            exit_of(&error).into()
+        }
+    }
+}
+
+fn exit_of(error: &anyhow::Error) -> Exit {
+    // `downcast_ref` also sees a `BadInput` that was attached as context.
+    if error.downcast_ref::<BadInput>().is_some() || error.chain().any(|cause| cause.is::<BadInput>()) {
+        Exit::BadInput
+    } else {
+        Exit::Own
+    }
+}
+
+/// The reader of our output went away (`| head`): nobody is left to be told.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn start_log(cli: &Cli) -> Result<(), tracing_subscriber::filter::ParseError> {
+    let filter = tracing_subscriber::EnvFilter::builder().parse(&cli.log)?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
+    match cli.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn bad_input_is_found_at_any_depth() {
+        let inner: anyhow::Result<()> = Err(BadInput("no such file".into())).context("reading");
+        let outer: anyhow::Result<()> = Err(anyhow::anyhow!("os error"))
+            .context(BadInput("need root".into()))
+            .context("loading");
+        assert_eq!(exit_of(&inner.unwrap_err()), Exit::BadInput);
+        assert_eq!(exit_of(&outer.unwrap_err()), Exit::BadInput);
+        assert_eq!(exit_of(&anyhow::anyhow!("bug")), Exit::Own);
+    }
+}
