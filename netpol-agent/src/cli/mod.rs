@@ -111,7 +111,11 @@ pub struct Manifests {
 
 /// Parses the arguments and runs the verb; clap itself ends usage errors with exit code 2.
 #[must_use]
-#[expect(unreachable_code, unused_variables, reason = "no verb has landed yet: `Command` is empty")]
+#[expect(
+    unreachable_code,
+    unused_variables,
+    reason = "no verb has landed yet: `Command` is empty"
+)]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = start_log(&cli) {
