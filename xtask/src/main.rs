@@ -2,6 +2,7 @@
 
 mod build;
 mod ebpf;
+mod kernels;
 mod preflight;
 mod setup;
 mod toolchain;
@@ -28,6 +29,9 @@ enum Verb {
     /// Build the eBPF object alone: target/bpf/netpol.o.
     #[command(hide = true)]
     Ebpf(ebpf::Args),
+    /// Run the tests on Debian's kernels 5.10, 6.1 and 6.12 in an emulator.
+    #[command(hide = true)]
+    Kernels(kernels::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&args),
         Verb::Build(args) => build::run(&args),
         Verb::Ebpf(args) => ebpf::run(&args),
+        Verb::Kernels(args) => kernels::run(&args),
     };
     match done {
         Ok(code) => code,

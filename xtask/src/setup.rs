@@ -91,7 +91,11 @@ fn has_test_programs() -> bool {
         })
 }
 
-fn install_packages(packages: &[&str]) -> Result<()> {
+/// Installs those of `packages` that are absent; root and Debian were checked before.
+///
+/// # Errors
+/// apt's.
+pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
     let absent = toolchain::absent_packages(packages);
     if absent.is_empty() {
         return Ok(());
