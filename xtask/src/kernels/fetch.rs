@@ -161,7 +161,7 @@ pub(super) fn run(command: &mut Command) -> Result<()> {
 pub(super) fn output(command: &mut Command) -> Result<String> {
     let done = command
         .output()
-        .with_context(|| format!("starting {}", command.get_program().display()))?;
+        .with_context(|| format!("starting {}", command.get_program().to_string_lossy()))?;
     if !done.status.success() {
         bail!(
             "{command:?} failed ({}):\n{}{}",
