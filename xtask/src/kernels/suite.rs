@@ -50,7 +50,10 @@ pub(super) fn build(object: &Path, agent: &Path) -> Result<Suite> {
         let binary = built
             .get(*target)
             .with_context(|| format!("cargo built no test target {target}"))?;
-        let file = binary.file_name().context("a binary without name")?.to_string_lossy();
+        let file = binary
+            .file_name()
+            .context("a binary without name")?
+            .to_string_lossy();
         suite.jobs.push(Job {
             name: (*target).to_owned(),
             script: format!(
