@@ -4,7 +4,11 @@
 //! Event → Snapshot → compile → Tables → plan → ordered writes
 //!                  ↘ oracle (an independent reading of the API, for tests and `explain`)
 //! ```
+#[cfg(feature = "generate")]
+pub mod build;
 pub mod compile;
+#[cfg(feature = "generate")]
+pub mod generate;
 pub mod model;
 pub mod oracle;
 pub mod plan;

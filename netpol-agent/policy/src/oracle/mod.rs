@@ -10,6 +10,8 @@
 mod index;
 mod rules;
 mod selector;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 
