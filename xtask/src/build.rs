@@ -44,13 +44,19 @@ pub(crate) fn agent(debug: bool) -> Result<PathBuf> {
     Ok(root().join(binary))
 }
 
-/// `cargo SUBCOMMAND` in the workspace with the toolchain that runs xtask, the eBPF object known to build scripts.
+/// `cargo SUBCOMMAND` in the workspace with the toolchain that runs xtask, the lock file binding, the eBPF object
+/// known to build scripts.
 pub(crate) fn cargo(subcommand: &str) -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo_plain(subcommand);
     cargo
-        .arg(subcommand)
         .arg("--locked")
-        .current_dir(root())
         .env("NETPOL_EBPF_OBJECT", root().join("target/bpf/netpol.o"));
+    cargo
+}
+
+/// `cargo SUBCOMMAND` in the workspace with the toolchain that runs xtask.
+pub(crate) fn cargo_plain(subcommand: &str) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.arg(subcommand).current_dir(root());
     cargo
 }

@@ -1,10 +1,14 @@
 //! netpol's verbs: `cargo xtask VERB`. One verb a file; each does the set-up that it needs.
 
 mod build;
+mod docs;
 mod ebpf;
 mod kernels;
+mod licences;
+mod lint;
 mod preflight;
 mod setup;
+mod test;
 mod toolchain;
 mod ui;
 
@@ -26,6 +30,10 @@ enum Verb {
     Setup(setup::Args),
     /// Build the agent with the eBPF object embedded: target/release/netpol-agent.
     Build(build::Args),
+    /// Run the tests: unit, property, program, netns.
+    Test(test::Args),
+    /// Check formatting, clippy on all crates, licences, and that docs and --help agree.
+    Lint(lint::Args),
     /// Build the eBPF object alone: target/bpf/netpol.o.
     #[command(hide = true)]
     Ebpf(ebpf::Args),
@@ -38,6 +46,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Setup(args) => setup::run(&args),
         Verb::Build(args) => build::run(&args),
+        Verb::Test(args) => test::run(&args),
+        Verb::Lint(args) => lint::run(&args),
         Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
     };
