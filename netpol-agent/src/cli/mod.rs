@@ -3,6 +3,8 @@
 //! To add a verb: a file with `pub(super) struct Args` (clap) and `pub(super) fn run`, a variant of
 //! [`Command`] and its arm in [`dispatch`].
 
+mod check;
+
 use std::{
     fmt,
     io::{self, IsTerminal as _},
@@ -44,10 +46,15 @@ const EXIT_CODES: &str = "Exit codes: 0 done, allowed or no difference; 1 denied
     2 bad input or something missing on this machine; 3 an error of netpol's own.";
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Say all that is wrong with a directory of manifests, without enforcing it.
+    Check(check::Args),
+}
 
 fn dispatch(command: Command) -> anyhow::Result<Exit> {
-    match command {}
+    match command {
+        Command::Check(args) => check::run(&args),
+    }
 }
 
 /// How a verb ended.
@@ -111,11 +118,6 @@ pub struct Manifests {
 
 /// Parses the arguments and runs the verb; clap itself ends usage errors with exit code 2.
 #[must_use]
-#[expect(
-    unreachable_code,
-    unused_variables,
-    reason = "no verb has landed yet: `Command` is empty"
-)]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = start_log(&cli) {

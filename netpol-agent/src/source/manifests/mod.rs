@@ -1,0 +1,89 @@
+//! A directory of manifests as a source: found, read, joined and watched.
+//!
+//! Every `*.yaml`, `*.yml` and `*.json` beneath it counts, in byte order of the paths; hidden files and
+//! directories do not. Files may hold several documents and lists. A file that a live edit breaks stays in
+//! force as it was.
+
+mod files;
+mod intern;
+mod scalar;
+mod store;
+#[cfg(test)]
+mod tests;
+mod version;
+mod view;
+mod watch;
+mod yaml;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use netpol_policy::model::{Event, Snapshot};
+
+use super::Problem;
+use store::Store;
+pub use watch::Watcher;
+
+/// What a directory holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// Everything that is in force.
+    pub snapshot: Snapshot,
+    /// What is wrong, by file and line.
+    pub problems: Vec<Problem>,
+}
+
+impl Loaded {
+    /// Whether something of the directory is not in force.
+    #[must_use]
+    pub fn has_errors(&self) -> bool {
+        self.problems.iter().any(Problem::is_error)
+    }
+}
+
+/// What has changed in a directory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// What leads from the snapshot before to the one now; may be empty.
+    pub events: Vec<Event>,
+    /// *All* that is wrong now, not only what is new.
+    pub problems: Vec<Problem>,
+}
+
+/// Why a directory can not be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It can not be read.
+    #[error("reading the directory of manifests {}: {error}; help: name a directory that exists and is readable", .dir.display())]
+    Directory {
+        /// Which.
+        dir: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// It can not be watched.
+    #[error("watching the directory of manifests {}: {error}; help: raise fs.inotify.max_user_instances", .dir.display())]
+    Watch {
+        /// Which.
+        dir: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// Reads `dir` once.
+pub fn load(dir: &Path) -> Result<Loaded, LoadError> {
+    let mut store = Store::new(dir);
+    match store.scan(&mut |_| None) {
+        Ok(_) => Ok(Loaded {
+            snapshot: store.snapshot(),
+            problems: store.problems().to_vec(),
+        }),
+        Err(error) => Err(LoadError::Directory {
+            dir: dir.to_owned(),
+            error,
+        }),
+    }
+}

@@ -1,0 +1,155 @@
+//! The files of a directory, each with the last version of it that was good.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use netpol_policy::model::{Event, Snapshot};
+
+use super::{
+    Change,
+    files::{self, Stamp, Visit, problem},
+    intern::Interner,
+    version::Version,
+    view::View,
+};
+use crate::source::{Problem, Severity};
+
+/// A directory and what of it is in force.
+#[derive(Debug)]
+pub(super) struct Store {
+    root: PathBuf,
+    files: BTreeMap<OsString, Kept>,
+    view: View,
+    problems: Vec<Problem>,
+    interner: Interner,
+}
+
+/// A file.
+#[derive(Debug)]
+struct Kept {
+    /// `None`: read it again next time.
+    stamp: Option<Stamp>,
+    /// The version in force.
+    version: Version,
+    /// What is wrong with a newer version that is therefore not in force.
+    newer: Option<Vec<Problem>>,
+}
+
+impl Store {
+    pub(super) fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            files: BTreeMap::new(),
+            view: View::default(),
+            problems: Vec::new(),
+            interner: Interner::default(),
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.view.snapshot()
+    }
+
+    pub(super) fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Reads what has changed since the last time; `None` where nothing has. `visit` as in [`files::find`].
+    /// Fails where the directory itself can not be read: everything stays as it was.
+    pub(super) fn scan(&mut self, visit: Visit<'_>) -> io::Result<Option<Change>> {
+        let found = files::find(&self.root, visit)?;
+        let now = SystemTime::now();
+        self.files
+            .retain(|path, _| found.files.contains_key(path) || found.is_lost(path));
+        for (path, stamp) in &found.files {
+            let kept = self.files.get_mut(path);
+            if kept.as_ref().is_some_and(|kept| kept.stamp == Some(*stamp)) {
+                continue;
+            }
+            let version = Version::read(Path::new(path), &mut self.interner);
+            let stamp = Some(*stamp).filter(|stamp| stamp.is_settled(now));
+            match kept {
+                Some(kept) => kept.replace(version, stamp, Path::new(path)),
+                None => drop(self.files.insert(
+                    path.clone(),
+                    Kept {
+                        stamp,
+                        version,
+                        newer: None,
+                    },
+                )),
+            }
+        }
+        Ok(self.publish(found.problems))
+    }
+
+    /// The directory can not be read: everything stays in force, and that is said.
+    pub(super) fn vanished(&mut self, error: &io::Error) -> Option<Change> {
+        let message = format!("the directory can not be read: {error}; what was read before stays in force");
+        let problem = problem(
+            Severity::Error,
+            &self.root,
+            message,
+            "bring it back; netpol reads it again then",
+        );
+        self.publish(vec![problem])
+    }
+
+    fn publish(&mut self, mut problems: Vec<Problem>) -> Option<Change> {
+        let files = self
+            .files
+            .iter()
+            .map(|(path, kept)| (Path::new(path), &kept.version));
+        let (view, between) = View::join(files);
+        problems.extend(between);
+        for kept in self.files.values() {
+            problems.extend(
+                kept.newer
+                    .as_ref()
+                    .unwrap_or(&kept.version.problems)
+                    .iter()
+                    .cloned(),
+            );
+        }
+        problems.sort();
+        problems.dedup();
+        let events: Vec<Event> = self.view.events_to(&view);
+        self.view = view;
+        self.interner.purge();
+        let changed = !events.is_empty() || problems != self.problems;
+        self.problems = problems;
+        changed.then(|| Change {
+            events,
+            problems: self.problems.clone(),
+        })
+    }
+}
+
+impl Kept {
+    /// Puts `new` in force unless it breaks something that the version in force does well.
+    fn replace(&mut self, new: Version, stamp: Option<Stamp>, path: &Path) {
+        self.stamp = stamp;
+        if !new.breaks(&self.version) {
+            self.version = new;
+            self.newer = None;
+            return;
+        }
+        let count = self.version.objects.len();
+        let plural = if count == 1 { "" } else { "s" };
+        let message =
+            format!("has new errors: the version read before stays in force ({count} object{plural})");
+        let mut problems = new.problems;
+        problems.push(problem(
+            Severity::Error,
+            path,
+            message,
+            "correct the errors of this file",
+        ));
+        self.newer = Some(problems);
+    }
+}

@@ -1,0 +1,176 @@
+//! `v1` Pod.
+
+use std::net::IpAddr;
+
+use netpol_policy::model::{Labels, NamedPort, ObjectName, Pod, Str};
+
+use super::{
+    Bad, Report,
+    at::At,
+    names,
+    node::{Quoted, Value},
+    rule::{number, protocol},
+};
+
+/// The pod; what was not understood in it is left out.
+pub(super) fn pod(name: ObjectName, labels: Labels, at: &At<'_>, report: &mut Report) -> Pod {
+    let mut pod = Pod {
+        name,
+        uid: "".into(),
+        labels,
+        node: None,
+        host_network: false,
+        completed: false,
+        terminating: false,
+        addresses: Vec::new(),
+        ports: Vec::new(),
+    };
+    if let Some(meta) = at.get("metadata") {
+        pod.uid = meta.get("uid").and_then(|at| at.text(report)).unwrap_or(pod.uid);
+        pod.terminating = meta.get("deletionTimestamp").is_some();
+    }
+    if let Some(spec) = at.get("spec")
+        && spec.expect_map(report).is_ok()
+    {
+        pod.node = spec
+            .get("nodeName")
+            .and_then(|at| at.text(report))
+            .filter(|name| !name.is_empty());
+        pod.host_network = spec
+            .get("hostNetwork")
+            .is_some_and(|at| at.bool(report) == Ok(true));
+        pod.ports = ports(&spec, report);
+    }
+    if let Some(status) = at.get("status")
+        && status.expect_map(report).is_ok()
+    {
+        let phase = status.get("phase").and_then(|at| at.text(report));
+        pod.completed = matches!(phase.as_deref(), Some("Succeeded" | "Failed"));
+        pod.addresses = addresses(&status, report);
+    }
+    pod
+}
+
+/// Named ports of containers and of sidecars, sorted.
+fn ports(spec: &At<'_>, report: &mut Report) -> Vec<NamedPort> {
+    let mut ports = Vec::new();
+    for (field, only_sidecars) in [("containers", false), ("initContainers", true)] {
+        let Some(list) = spec.get(field) else { continue };
+        let Ok(containers) = list.items(report) else {
+            continue;
+        };
+        for container in containers {
+            let policy = container.get("restartPolicy");
+            let sidecar =
+                policy.is_some_and(|at| matches!(&at.node.value, Value::String(p) if &**p == "Always"));
+            if sidecar || !only_sidecars {
+                container_ports(&container, &mut ports, report);
+            }
+        }
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+fn container_ports(container: &At<'_>, ports: &mut Vec<NamedPort>, report: &mut Report) {
+    let Some(list) = container.get("ports") else {
+        return;
+    };
+    let Ok(items) = list.items(report) else { return };
+    for item in items {
+        let parsed = report.with_effect("rules that name this port do not match it", |report| {
+            container_port(&item, report)
+        });
+        ports.extend(parsed.ok().flatten());
+    }
+}
+
+/// `None` where the port has no name.
+fn container_port(at: &At<'_>, report: &mut Report) -> Result<Option<NamedPort>, Bad> {
+    at.expect_map(report)?;
+    let number = match at.get("containerPort") {
+        Some(at) => number(&at, report),
+        None => Err(report.error(at, "has no containerPort", "add `containerPort: NUMBER`")),
+    };
+    let protocol = protocol(at, report);
+    let Some(field) = at.get("name") else {
+        return number.and(protocol).map(|_| None);
+    };
+    let name = port_name(&field, report);
+    Ok(Some(NamedPort {
+        name: name?,
+        protocol: protocol?,
+        number: number?,
+    }))
+}
+
+fn port_name(at: &At<'_>, report: &mut Report) -> Result<Str, Bad> {
+    let name = at.string(report)?;
+    names::port_name(name)
+        .map(|()| name.clone())
+        .map_err(|rule| report.error(at, format!("{} {rule}", Quoted(name)), "rename the port"))
+}
+
+/// Every entry of `status.podIPs`, or `status.podIP` where there is none; at most one of each family.
+fn addresses(status: &At<'_>, report: &mut Report) -> Vec<IpAddr> {
+    let mut found: Vec<IpAddr> = Vec::new();
+    let list = status
+        .get("podIPs")
+        .filter(|at| !matches!(&at.node.value, Value::List(l) if l.is_empty()));
+    if let Some(list) = list {
+        let Ok(items) = list.items(report) else {
+            return found;
+        };
+        for item in items {
+            if let Some(field) = item.get("ip") {
+                add_address(&field, &mut found, report);
+            } else {
+                report.error(&item, "has no ip", "write `- ip: ADDRESS`");
+            }
+        }
+    } else if let Some(field) = status.get("podIP") {
+        add_address(&field, &mut found, report);
+    }
+    found
+}
+
+fn add_address(at: &At<'_>, found: &mut Vec<IpAddr>, report: &mut Report) {
+    let Ok(address) = address(at, report) else { return };
+    match found.iter().find(|other| other.is_ipv4() == address.is_ipv4()) {
+        None => found.push(address),
+        Some(first) if *first == address => {}
+        Some(first) => {
+            let message = format!("{address} is the pod's second address of this IP family: {first} stays");
+            report.error(at, message, "a pod has at most one IPv4 and one IPv6 address");
+        }
+    }
+}
+
+/// The address of a pod or node; empty text is no address yet.
+pub(super) fn address(at: &At<'_>, report: &mut Report) -> Result<IpAddr, Bad> {
+    let text = at.string(report)?;
+    match text.parse::<IpAddr>() {
+        Ok(IpAddr::V6(address)) if address.to_ipv4_mapped().is_some() => Err(report.error(
+            at,
+            format!("{} is an IPv4-mapped IPv6 address: it is not used", Quoted(text)),
+            "write it as an IPv4 address",
+        )),
+        Ok(address) if address.is_unspecified() || address.is_multicast() || address.is_loopback() => {
+            Err(report.error(
+                at,
+                format!(
+                    "{} can not be the address of a pod or node: it is not used",
+                    Quoted(text)
+                ),
+                "correct the address",
+            ))
+        }
+        Ok(address) => Ok(address),
+        Err(_) => Err(report.error(
+            at,
+            format!("{} is not an IP address: it is not used", Quoted(text)),
+            "correct the address, without a prefix length or port",
+        )),
+    }
+}
