@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(closest("port", &known), Some("ports"));
         assert_eq!(closest("From", &known), Some("from"));
         assert_eq!(closest("to", &known), None);
-        assert_eq!(closest("peers", &known), Some("ports"));
+        assert_eq!(closest("peers", &known), None);
         assert_eq!(closest("everything", &known), None);
     }
 }
