@@ -9,7 +9,7 @@ pub mod build;
 pub mod compile;
 #[cfg(feature = "generate")]
 pub mod generate;
+pub mod ids;
 pub mod model;
 pub mod oracle;
-pub mod plan;
 pub mod tables;

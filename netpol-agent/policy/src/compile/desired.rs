@@ -1,0 +1,188 @@
+//! The tables under construction, and what changed in them.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use netpol_common::tables::{CELL_ALL, CLASS_ANY, Cell, CellKey, PortsKey, Range};
+
+use super::ports::PortUnion;
+use crate::{
+    ids::IdSource,
+    model::ObjectName,
+    tables::{PodRules, Tables},
+};
+
+/// Keys of [`Tables`] that were written or removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Exact addresses.
+    pub hosts: BTreeSet<IpAddr>,
+    /// Prefixes.
+    pub nets: BTreeSet<IpNet>,
+    /// Cells.
+    pub cells: BTreeSet<CellKey>,
+    /// Chunks of port sets.
+    pub ports: BTreeSet<PortsKey>,
+    /// Local pods.
+    pub pods: BTreeSet<ObjectName>,
+}
+
+impl Dirty {
+    /// Whether nothing changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Takes in what `other` names, too: for a plan that was refused or given up.
+    pub fn merge(&mut self, mut other: Self) {
+        self.hosts.append(&mut other.hosts);
+        self.nets.append(&mut other.nets);
+        self.cells.append(&mut other.cells);
+        self.ports.append(&mut other.ports);
+        self.pods.append(&mut other.pods);
+    }
+}
+
+struct PortSet {
+    id: u32,
+    refs: u32,
+}
+
+/// The desired tables. Every write is noted in `dirty`.
+#[derive(Default)]
+pub(super) struct Desired {
+    pub(super) tables: Tables,
+    pub(super) dirty: Dirty,
+    port_sets: HashMap<PortUnion, PortSet>,
+    by_id: HashMap<u32, PortUnion>,
+}
+
+impl Desired {
+    /// `class` 0 removes the entry: the prefixes decide.
+    pub(super) fn host(&mut self, address: IpAddr, class: u32) {
+        let class = (class != 0).then_some(class);
+        match address {
+            IpAddr::V4(a) => set(&mut self.tables.hosts4, a, class),
+            IpAddr::V6(a) => set(&mut self.tables.hosts6, a, class),
+        }
+        self.dirty.hosts.insert(address);
+    }
+
+    pub(super) fn net(&mut self, net: IpNet, class: Option<u32>) {
+        match net {
+            IpNet::V4(net) => set(&mut self.tables.nets4, net, class),
+            IpNet::V6(net) => set(&mut self.tables.nets6, net, class),
+        }
+        self.dirty.nets.insert(net);
+    }
+
+    pub(super) fn pod(&mut self, name: &ObjectName, rules: Option<PodRules>) {
+        set(&mut self.tables.pods, name.clone(), rules);
+        self.dirty.pods.insert(name.clone());
+    }
+
+    /// Writes a cell; an empty `union` writes none. The cell must not be there yet.
+    pub(super) fn add_cell(&mut self, key: CellKey, union: &PortUnion, ids: &IdSource) {
+        if union.is_empty() {
+            return;
+        }
+        let cell = self.encode(union, ids);
+        let before = self.tables.cells.insert(key, cell);
+        debug_assert!(before.is_none(), "a cell is written once");
+        self.dirty.cells.insert(key);
+    }
+
+    pub(super) fn remove_cell(&mut self, key: CellKey) {
+        if let Some(cell) = self.tables.cells.remove(&key) {
+            self.dirty.cells.insert(key);
+            self.release_ports(cell.ports);
+        }
+    }
+
+    /// Removes all cells of a ruleset.
+    pub(super) fn remove_ruleset(&mut self, ruleset: u32) {
+        let first = CellKey { ruleset, class: 0 };
+        let last = CellKey {
+            ruleset,
+            class: CLASS_ANY,
+        };
+        let keys: Vec<_> = self
+            .tables
+            .cells
+            .range(first..=last)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            self.remove_cell(key);
+        }
+    }
+
+    pub(super) fn port_sets(&self) -> usize {
+        self.port_sets.len()
+    }
+
+    fn encode(&mut self, union: &PortUnion, ids: &IdSource) -> Cell {
+        let mut cell = Cell::default();
+        if union.all {
+            cell.flags = CELL_ALL;
+        } else if union.ranges.len() <= cell.ranges.len() {
+            for (slot, range) in cell.ranges.iter_mut().zip(&union.ranges) {
+                *slot = Range {
+                    lo: range.lo,
+                    hi: range.hi,
+                    proto: range.proto.into(),
+                };
+            }
+        } else {
+            cell.ports = self.acquire_ports(union, ids);
+        }
+        cell
+    }
+
+    fn acquire_ports(&mut self, union: &PortUnion, ids: &IdSource) -> u32 {
+        if let Some(set) = self.port_sets.get_mut(union) {
+            set.refs += 1;
+            return set.id;
+        }
+        let id = ids.take();
+        for (key, chunk) in union.chunks(id) {
+            self.tables.ports.insert(key, chunk);
+            self.dirty.ports.insert(key);
+        }
+        self.port_sets.insert(union.clone(), PortSet { id, refs: 1 });
+        self.by_id.insert(id, union.clone());
+        id
+    }
+
+    fn release_ports(&mut self, id: u32) {
+        let Some(set) = self
+            .by_id
+            .get(&id)
+            .and_then(|union| self.port_sets.get_mut(union))
+        else {
+            return;
+        };
+        set.refs -= 1;
+        if set.refs > 0 {
+            return;
+        }
+        if let Some(union) = self.by_id.remove(&id) {
+            self.port_sets.remove(&union);
+            for (key, _) in union.chunks(id) {
+                self.tables.ports.remove(&key);
+                self.dirty.ports.insert(key);
+            }
+        }
+    }
+}
+
+fn set<K: Ord, V>(map: &mut std::collections::BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => drop(map.insert(key, value)),
+        None => drop(map.remove(&key)),
+    }
+}
