@@ -102,6 +102,11 @@ impl LabelStore {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_vacant(&self) -> bool {
+        self.keys.is_empty() && self.free_pairs.len() == self.pair_slots.len()
+    }
+
     fn has_key(&self, labels: &[Pair], key: Key) -> bool {
         labels
             .iter()

@@ -17,6 +17,8 @@ mod nets;
 mod objects;
 mod peers;
 mod ports;
+#[cfg(test)]
+mod properties;
 mod rulesets;
 mod settle;
 mod settle_classes;
@@ -105,6 +107,16 @@ impl Compiler {
     #[must_use]
     pub fn take_dirty(&mut self) -> Dirty {
         std::mem::take(&mut self.desired.dirty)
+    }
+
+    /// Whether nothing at all is kept: what tests ask after everything went.
+    #[cfg(test)]
+    fn is_vacant(&self) -> bool {
+        self.objects.is_vacant()
+            && self.peers.sets.is_empty()
+            && self.rulesets.live.is_empty()
+            && self.classes.live.is_empty()
+            && self.regions.is_empty()
     }
 
     fn stage(&mut self, event: Event) {

@@ -326,6 +326,15 @@ impl Objects {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_vacant(&self) -> bool {
+        self.labels.is_vacant()
+            && self.namespaces.is_empty()
+            && self.pods.iter().all(Option::is_none)
+            && self.addresses.is_empty()
+            && self.local.is_empty()
+    }
+
     /// Who of the claimants owns an address: those that are not terminating, if there is one.
     pub(super) fn owners(&self, address: &Address) -> impl Iterator<Item = &Pod> {
         let running = |at: &&PodAt| !self.pod(**at).terminating;
