@@ -1,0 +1,8 @@
+//! The real object under `BPF_PROG_TEST_RUN`: real maps, real programs, packets as bytes, and the event that says why.
+
+mod abi;
+mod lab;
+mod machine;
+
+pub use lab::{Lab, NODE, within};
+pub use machine::{Hook, Input, Machine, Run, object_path};
