@@ -164,8 +164,13 @@ pub fn rule(left_out: bool) -> impl Strategy<Value = Rule> {
 
 /// The rules of one direction: `None` where the policy does not relate to it.
 fn direction(shape: Shape) -> impl Strategy<Value = Option<Vec<Rule>>> {
-    let kept = if shape.left_out { 0.9 } else { 1.0 };
-    let rules = vec(option::weighted(kept, rule(shape.left_out)), 0..=shape.rules);
+    // A weight of 1 is not a probability for proptest.
+    let rule = if shape.left_out {
+        option::weighted(0.9, rule(true)).boxed()
+    } else {
+        rule(false).prop_map(Some).boxed()
+    };
+    let rules = vec(rule, 0..=shape.rules);
     let numbered = rules.prop_map(|rules| {
         let numbered = (0..).zip(rules);
         numbered

@@ -10,25 +10,22 @@ pub(super) fn plain(text: &str, intern: impl FnOnce(&str) -> Str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
         "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
-            return Value::Bool(true);
+            return Value::Bool(true, intern(text));
         }
         "n" | "N" | "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => {
-            return Value::Bool(false);
+            return Value::Bool(false, intern(text));
         }
-        ".nan" | ".NaN" | ".NAN" => return Value::Float(f64::NAN),
-        ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" => return Value::Float(f64::INFINITY),
-        "-.inf" | "-.Inf" | "-.INF" => return Value::Float(f64::NEG_INFINITY),
+        ".nan" | ".NaN" | ".NAN" | ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" | "-.inf"
+        | "-.Inf" | "-.INF" => return Value::Float(intern(text)),
         _ => {}
     }
     if text.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.')) {
         let digits: String = text.chars().filter(|c| *c != '_').collect();
         if let Some(number) = integer(&digits) {
-            return Value::Int(number);
+            return Value::Int(number, intern(text));
         }
-        if is_float(&digits)
-            && let Ok(number) = digits.parse()
-        {
-            return Value::Float(number);
+        if is_float(&digits) {
+            return Value::Float(intern(text));
         }
     }
     Value::String(intern(text))
@@ -83,31 +80,35 @@ mod tests {
     #[test]
     fn scalars_mean_what_kubernetes_takes_them_for() {
         let string = |text: &str| Value::String(text.into());
-        for (text, value) in [
-            ("yes", Value::Bool(true)),
-            ("off", Value::Bool(false)),
-            ("~", Value::Null),
-            ("80", Value::Int(80)),
-            ("-1", Value::Int(-1)),
-            ("+5", Value::Int(5)),
-            ("010", Value::Int(8)),
-            ("0o17", Value::Int(15)),
-            ("0x1F", Value::Int(31)),
-            ("1_000", Value::Int(1000)),
-            ("0", Value::Int(0)),
-            ("80.0", Value::Float(80.0)),
-            ("1e3", Value::Float(1000.0)),
-            ("08", Value::Float(8.0)),
-            ("99999999999999999999", Value::Float(1e20)),
-            ("10.0.0.1", string("10.0.0.1")),
-            ("1.2.3", string("1.2.3")),
-            ("--5", string("--5")),
-            ("0x", string("0x")),
-            ("-", string("-")),
-            ("1e", string("1e")),
-            ("tRue", string("tRue")),
-            ("http", string("http")),
-        ] {
+        let int = |number| move |text: &str| Value::Int(number, text.into());
+        let bool = |value| move |text: &str| Value::Bool(value, text.into());
+        let float = |text: &str| Value::Float(text.into());
+        let cases: [(&[&str], &dyn Fn(&str) -> Value); 14] = [
+            (&["", "~", "null", "Null", "NULL"], &|_| Value::Null),
+            (&["y", "yes", "On", "TRUE", "true"], &bool(true)),
+            (&["n", "No", "off", "False"], &bool(false)),
+            (
+                &["80", "+80", "8_0", "0x50", "0o120", "0120", "0b1010000"],
+                &int(80),
+            ),
+            (&["-1", "-01"], &int(-1)),
+            (&["0", "-0", "00", "0_"], &int(0)),
+            (&["9223372036854775807"], &int(i64::MAX)),
+            (
+                &["80.0", "1e3", ".5", "5.", "08", "-1.5E-3", "99999999999999999999"],
+                &float,
+            ),
+            (&[".inf", "-.INF", ".nan"], &float),
+            (&["10.0.0.1", "1.2.3", "2026-01-01", "1:2"], &string),
+            (&["--5", "+-5", "0x", "-", "+", ".", "1e", "e1", "0xg"], &string),
+            (&["tRue", "nULL", "yEs", "http", "ye"], &string),
+            (&["0x-5", "-0x-5"], &string),
+            (&["_1"], &string),
+        ];
+        for (text, value) in cases
+            .iter()
+            .flat_map(|(texts, value)| texts.iter().map(move |text| (*text, value(text))))
+        {
             assert_eq!(plain(text, |text| text.into()), value, "{text}");
         }
     }

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use netpol_policy::model::{Event, ObjectName, Pod, Snapshot, Str};
+use netpol_policy::model::{Event, ObjectName, Snapshot, Str};
 
 use super::{
     files::problem,
@@ -139,19 +139,16 @@ impl View {
             }
         }
         undefined_namespaces(&owners, &order, &mut problems);
-        let without = shared_addresses(&owners, &order, &mut problems);
+        shared_addresses(&owners, &order, &mut problems);
         problems.extend(
             ignored
                 .into_iter()
                 .map(|(kind, (file, line, files))| ignored_kind(kind, file, line, files)),
         );
-        let mut objects: BTreeMap<Key, Arc<Object>> = owners
+        let objects = owners
             .into_iter()
             .map(|(key, origin)| (key, Arc::clone(&origin.placed.object)))
             .collect();
-        for (key, pod) in without {
-            objects.insert(key, Arc::new(Object::Pod(pod)));
-        }
         (Self { objects }, problems)
     }
 
@@ -266,46 +263,29 @@ fn undefined_namespaces(owners: &BTreeMap<Key, Origin<'_>>, order: &[Key], probl
     }
 }
 
-/// Two pods can not have one address at a time. The first keeps it; gives the others without it. A terminating
-/// pod loses it to a running one in the model, and is left alone here.
-fn shared_addresses(
-    owners: &BTreeMap<Key, Origin<'_>>,
-    order: &[Key],
-    problems: &mut Vec<Problem>,
-) -> Vec<(Key, Pod)> {
-    let mut first: HashMap<(IpAddr, bool), &Key> = HashMap::new();
-    let mut without = Vec::new();
+/// Two running pods can not have one address at a time. Both stay: the model then lets the address count as a
+/// peer only where both match. A terminating pod loses its address to a running one without being a mistake.
+fn shared_addresses(owners: &BTreeMap<Key, Origin<'_>>, order: &[Key], problems: &mut Vec<Problem>) {
+    let mut first: HashMap<IpAddr, &Key> = HashMap::new();
     for key in order {
         let origin = &owners[key];
         let Object::Pod(pod) = &*origin.placed.object else {
             continue;
         };
-        if !pod.is_endpoint() {
+        if !pod.is_endpoint() || pod.terminating {
             continue;
         }
-        let mut kept = pod.addresses.clone();
         for address in &pod.addresses {
-            let owner = *first.entry((*address, pod.terminating)).or_insert(key);
+            let owner = *first.entry(*address).or_insert(key);
             if owner == key {
                 continue;
             }
-            kept.retain(|kept| kept != address);
             let message = format!(
-                "{owner} at {} has the address {address}, too, and keeps it",
+                "{owner} at {} has the address {address}, too: rules allow it only where they allow both pods",
                 owners[owner]
             );
-            let help = "correct the address, or set the status.phase of a pod that has ended";
+            let help = "correct the address, or the status.phase of a pod that has ended";
             problems.push(origin.problem(Severity::Error, key, Some("status.podIPs"), message, help));
         }
-        if kept.len() < pod.addresses.len() {
-            without.push((
-                key.clone(),
-                Pod {
-                    addresses: kept,
-                    ..pod.clone()
-                },
-            ));
-        }
     }
-    without
 }

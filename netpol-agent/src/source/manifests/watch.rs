@@ -227,3 +227,22 @@ impl Thread {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropping_the_watcher_ends_its_thread() {
+        let dir = tempfile::TempDir::new().expect("a temporary directory");
+        let (
+            _,
+            Watcher {
+                mut changes,
+                _stop: stop,
+            },
+        ) = Watcher::start(dir.path()).expect("watched");
+        drop(stop);
+        assert_eq!(changes.blocking_recv(), None);
+    }
+}

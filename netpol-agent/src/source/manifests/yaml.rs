@@ -408,9 +408,12 @@ fn scalar_value(text: &str, style: ScalarStyle, tag: Option<&Tag>, interner: &mu
 }
 
 fn key_of(node: &Node, interner: &mut Interner) -> Result<Key, Syntax> {
+    // As Kubernetes' tools turn YAML into JSON: `on: 1` is the field "true".
     let name = match &node.value {
-        Value::String(text) => Some(text.clone()),
-        other => other.text().map(|text| interner.get(&text)),
+        Value::String(text) | Value::Float(text) => Some(text.clone()),
+        Value::Bool(value, _) => Some(interner.get(if *value { "true" } else { "false" })),
+        Value::Int(value, _) => Some(interner.get(&value.to_string())),
+        Value::Null | Value::List(_) | Value::Map(_) | Value::Twice => None,
     };
     name.map(|name| Key::Name(name, node.line)).ok_or_else(|| Syntax {
         line: node.line,

@@ -9,6 +9,17 @@ use super::{
     node::{Entry, Quoted},
 };
 
+/// What is said of a field that is not known.
+pub(super) const NO_FIELD: &str = "the API has no such field";
+
+/// What to do about it.
+pub(super) fn no_field_help(meant: Option<&str>, known: &[&str]) -> String {
+    match meant {
+        Some(name) => format!("did you mean `{name}`?"),
+        None => format!("the fields here are {}", known.join(", ")),
+    }
+}
+
 /// A value and the way to it from the object's root.
 #[derive(Clone, Copy)]
 pub(super) struct At<'a> {
@@ -107,14 +118,19 @@ impl<'a> At<'a> {
     pub(super) fn expect_fields(&'a self, known: &[&str], report: &mut Report) -> Result<(), Bad> {
         self.expect_map(report)?;
         let mut result = Ok(());
-        for field in self.fields().filter(|field| !known.contains(&field.name())) {
-            let help = match closest(field.name(), known) {
-                Some(name) => format!("did you mean `{name}`?"),
-                None => format!("the fields here are {}", known.join(", ")),
-            };
-            result = Err(report.error(&field, "the API has no such field", help));
+        for (field, meant) in self.unknown_fields(known) {
+            result = Err(report.error(&field, NO_FIELD, no_field_help(meant, known)));
         }
         result
+    }
+
+    /// The fields that are not `known`, and which one was probably meant.
+    pub(super) fn unknown_fields<'k>(
+        &'a self,
+        known: &[&'k str],
+    ) -> impl Iterator<Item = (At<'a>, Option<&'k str>)> {
+        let unknown = self.fields().filter(|field| !known.contains(&field.name()));
+        unknown.map(|field| (field, closest(field.name(), known)))
     }
 
     /// The items of a list; none where the field is absent.
@@ -163,7 +179,7 @@ impl<'a> At<'a> {
     /// A boolean is expected here.
     pub(super) fn bool(&self, report: &mut Report) -> Result<bool, Bad> {
         match &self.node.value {
-            Value::Bool(value) => Ok(*value),
+            Value::Bool(value, _) => Ok(*value),
             other => Err(report.error(
                 self,
                 format!("{other} where a boolean belongs"),

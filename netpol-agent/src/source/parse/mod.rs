@@ -12,8 +12,6 @@ mod policy;
 mod report;
 mod rule;
 mod selector;
-#[cfg(test)]
-mod tests;
 
 use netpol_policy::model::{Labels, Namespace, Node as NodeObject, ObjectName, Pod, Policy, Str};
 

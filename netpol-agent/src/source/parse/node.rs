@@ -18,12 +18,12 @@ pub struct Node {
 pub enum Value {
     /// `null`; as a field's value the API takes it for an absent field.
     Null,
-    /// `true`, `false`
-    Bool(bool),
-    /// A whole number.
-    Int(i64),
-    /// Any other number.
-    Float(f64),
+    /// A boolean, and how it is written (`yes`).
+    Bool(bool, Str),
+    /// A whole number, and how it is written (`0x50`).
+    Int(i64, Str),
+    /// Any other number, as it is written: no field that we read may have one.
+    Float(Str),
     /// A string.
     String(Str),
     /// A list.
@@ -60,14 +60,13 @@ impl Node {
 }
 
 impl Value {
-    /// The text of a scalar that is neither `null` nor a container.
+    /// A scalar other than `null`, as it is written.
     #[must_use]
     pub fn text(&self) -> Option<Str> {
         match self {
-            Self::String(text) => Some(text.clone()),
-            Self::Bool(value) => Some(value.to_string().into()),
-            Self::Int(value) => Some(value.to_string().into()),
-            Self::Float(value) => Some(value.to_string().into()),
+            Self::String(text) | Self::Bool(_, text) | Self::Int(_, text) | Self::Float(text) => {
+                Some(text.clone())
+            }
             Self::Null | Self::List(_) | Self::Map(_) | Self::Twice => None,
         }
     }
@@ -78,9 +77,8 @@ impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Null => f.write_str("null"),
-            Self::Bool(value) => write!(f, "the boolean {value}"),
-            Self::Int(value) => write!(f, "the number {value}"),
-            Self::Float(value) => write!(f, "the number {value:?}"),
+            Self::Bool(_, text) => write!(f, "the boolean {text}"),
+            Self::Int(_, text) | Self::Float(text) => write!(f, "the number {text}"),
             Self::String(value) => write!(f, "the string {}", Quoted(value)),
             Self::List(_) => f.write_str("a list"),
             Self::Map(_) => f.write_str("a mapping"),

@@ -4,12 +4,13 @@ use netpol_policy::model::{Direction, ObjectName, Policy, Requirement, Rule, Sel
 
 use super::{
     Bad, Report,
-    at::{At, closest},
+    at::{At, NO_FIELD, closest, no_field_help},
     node::{Quoted, Value},
     rule::rules,
     selector::selector,
 };
 
+const FIELDS: [&str; 4] = ["podSelector", "policyTypes", "ingress", "egress"];
 const TYPES: [&str; 2] = ["Ingress", "Egress"];
 
 /// Which directions a policy isolates.
@@ -53,7 +54,7 @@ pub(super) fn policy(name: ObjectName, at: &At<'_>, report: &mut Report) -> Poli
             };
         }
     };
-    let _reported = spec.expect_fields(&["podSelector", "policyTypes", "ingress", "egress"], report);
+    let misspelt = misspelt_fields(&spec, report);
     let selector = spec.get("podSelector").map_or_else(
         || Ok(everything()),
         |at| {
@@ -62,7 +63,13 @@ pub(super) fn policy(name: ObjectName, at: &At<'_>, report: &mut Report) -> Poli
             })
         },
     );
-    let types = types(&spec, report);
+    let mut types = types(&spec, report);
+    if misspelt {
+        types = Types {
+            ingress: true,
+            egress: true,
+        };
+    }
     let ingress = direction(&spec, "ingress", Direction::Ingress, types.ingress, report);
     let egress = direction(&spec, "egress", Direction::Egress, types.egress, report);
     Policy {
@@ -71,6 +78,24 @@ pub(super) fn policy(name: ObjectName, at: &At<'_>, report: &mut Report) -> Poli
         ingress,
         egress,
     }
+}
+
+/// Whether a field of the spec is not known but near to one that is: it may have declared isolation. Others
+/// (of a newer API, say) are only mentioned.
+fn misspelt_fields(spec: &At<'_>, report: &mut Report) -> bool {
+    let mut misspelt = false;
+    for (field, meant) in spec.unknown_fields(&FIELDS) {
+        let help = no_field_help(meant, &FIELDS);
+        if meant.is_some() {
+            misspelt = true;
+            report.with_effect("the policy isolates both directions", |report| {
+                report.error(&field, NO_FIELD, help)
+            });
+        } else {
+            report.warn(&field, NO_FIELD, help);
+        }
+    }
+    misspelt
 }
 
 fn everything() -> Selector {

@@ -184,7 +184,7 @@ fn end_port(at: &At<'_>, first: u16, report: &mut Report) -> Result<PortSpec, Ba
 /// A port's number, 1 to 65535.
 pub(super) fn number(at: &At<'_>, report: &mut Report) -> Result<u16, Bad> {
     let port = match &at.node.value {
-        Value::Int(number) => u16::try_from(*number).ok().filter(|port| *port != 0),
+        Value::Int(number, _) => u16::try_from(*number).ok().filter(|port| *port != 0),
         _ => None,
     };
     port.ok_or_else(|| {
