@@ -166,3 +166,12 @@ fn exempt_and_not_isolated_is_said_to_be_both() {
     let flow = tcp_flow(end("a/x", "10.0.1.1"), node_end("node-1", "10.1.0.1"), 80);
     assert_eq!(said(&snapshot, &flow), ["open OwnNode", "open"]);
 }
+
+#[test]
+fn where_rules_were_not_asked_none_is_named() {
+    let mut snapshot = closed([]);
+    let any = || Some(vec![rule(Peers::Any, Ports::Any)]);
+    snapshot.apply(Event::Policy(policy("a/p", matching(""), any(), any())));
+    let flow = tcp_flow(node_end("node-1", "10.1.0.1"), end("a/x", "10.0.1.1"), 80);
+    assert_eq!(said(&snapshot, &flow), ["open", OWN]);
+}

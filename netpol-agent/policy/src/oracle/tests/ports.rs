@@ -231,3 +231,15 @@ fn peers_and_ports_of_one_rule_are_anded_those_of_two_are_not_mixed() {
     assert_eq!(by("10.0.0.3", 80), "DROP by a/p");
     assert_eq!(by("10.0.0.3", 81), "PASS by a/p rules a/p#1");
 }
+
+#[test]
+fn in_egress_a_name_is_resolved_by_address_not_by_the_name_of_a_pod_that_has_none() {
+    let mut snapshot = to_named(Peers::Any);
+    let unborn = Pod {
+        addresses: vec![],
+        ..snapshot.pods[&name("a/old")].clone()
+    };
+    snapshot.apply(Event::Pod(unborn));
+    let to = |to| egress(&snapshot, end("a/client", "10.0.0.1"), to, 80);
+    assert_eq!(to(end("a/old", "10.0.0.2")), "DROP by a/p");
+}
