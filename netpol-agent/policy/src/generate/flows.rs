@@ -102,7 +102,8 @@ pub fn ports(snapshot: &Snapshot) -> Vec<(u8, u16)> {
 }
 
 /// At most `count` flows between [`ends`] on [`ports`]: all of them where they are so few, else a sample that
-/// `seed` decides, half of whose ends are pods.
+/// `seed` decides, half of it aimed at rules: a pod of the policy's namespace, an address at the rule's edges, one
+/// of its ports.
 #[must_use]
 pub fn flows(snapshot: &Snapshot, count: usize, seed: u64) -> Vec<Flow> {
     let (ends, ports) = (ends(snapshot), ports(snapshot));
@@ -118,28 +119,88 @@ pub fn flows(snapshot: &Snapshot, count: usize, seed: u64) -> Vec<Flow> {
             .flat_map(|(from, to)| ports.iter().map(move |&port| flow(from, to, port)))
             .collect();
     }
-    let pods = ends.iter().take_while(|end| matches!(end, End::Pod(..))).count();
     let mut random = SplitMix(seed);
-    let pick = |random: &mut SplitMix| {
-        let among = if pods > 0 && random.below(2) == 0 {
-            pods
-        } else {
-            ends.len()
-        };
-        &ends[random.below(among)]
+    let any = |random: &mut SplitMix| {
+        let (from, to) = (random.pick(&ends), random.pick(&ends));
+        flow(from, to, *random.pick(&ports))
     };
+    let aim = |random: &mut SplitMix| aimed(snapshot, &ends, &ports, random).unwrap_or_else(|| any(random));
     (0..count)
-        .map(|_| {
-            let (from, to) = (pick(&mut random), pick(&mut random));
-            flow(from, to, ports[random.below(ports.len())])
+        .map(|n| {
+            if n % 2 == 0 {
+                any(&mut random)
+            } else {
+                aim(&mut random)
+            }
         })
         .collect()
+}
+
+/// A flow that a random rule is about; `None` where there is none, or no pod that it could be asked for.
+fn aimed(snapshot: &Snapshot, ends: &[End], ports: &[(u8, u16)], random: &mut SplitMix) -> Option<Flow> {
+    let policy = random.pick_from(snapshot.policies.values())?;
+    let ingress = random.below(2) == 0;
+    let rules = if ingress { &policy.ingress } else { &policy.egress };
+    let rule = random.pick_from(rules.iter().flatten())?;
+    let here = |end: &&End| matches!(end, End::Pod(name, _) if name.namespace == policy.name.namespace);
+    let local = random.pick_from(ends.iter().filter(here))?.clone();
+    let peer = match &rule.peers {
+        Peers::Any => None,
+        Peers::Of(peers) => random.pick_from(peers.iter()),
+    };
+    let remote = match peer {
+        Some(Peer::IpBlock { cidr, except }) => {
+            let net = random.pick_from(except.iter().chain([cidr]))?;
+            End::Ip(*random.pick(&edges(net)))
+        }
+        Some(Peer::Pods { .. }) => {
+            let pods = ends.iter().filter(|end| matches!(end, End::Pod(..)));
+            random.pick_from(pods)?.clone()
+        }
+        None => random.pick(ends).clone(),
+    };
+    let wanted = match &rule.ports {
+        Ports::Any => None,
+        Ports::Of(wanted) => random.pick_from(wanted.iter()),
+    };
+    let (protocol, port) = match wanted.map(|wanted| (wanted.protocol.number(), &wanted.port)) {
+        Some((protocol, PortSpec::Range(first, last))) => {
+            let edges = [first.wrapping_sub(1), *first, *last, last.wrapping_add(1)];
+            (protocol, *random.pick(&edges))
+        }
+        Some((protocol, PortSpec::Named(name))) => {
+            let declared = snapshot.pods.values().flat_map(|pod| &pod.ports);
+            let port = random.pick_from(declared.filter(|port| port.name == *name))?;
+            (protocol, port.number)
+        }
+        Some((protocol, PortSpec::All)) => (protocol, random.pick(ports).1),
+        None => *random.pick(ports),
+    };
+    let (from, to) = if ingress { (remote, local) } else { (local, remote) };
+    Some(Flow {
+        from,
+        to,
+        protocol,
+        port,
+    })
 }
 
 /// Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014). Enough to sample with.
 struct SplitMix(u64);
 
 impl SplitMix {
+    fn pick<'a, T>(&mut self, among: &'a [T]) -> &'a T {
+        &among[self.below(among.len())]
+    }
+
+    fn pick_from<T>(&mut self, mut among: impl Iterator<Item = T> + Clone) -> Option<T> {
+        let count = among.clone().count();
+        if count == 0 {
+            return None;
+        }
+        among.nth(self.below(count))
+    }
+
     fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

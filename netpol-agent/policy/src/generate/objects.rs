@@ -87,9 +87,10 @@ pub(super) fn landmarks() -> Vec<IpAddr> {
         .collect()
 }
 
-/// Ports at edges: of sixteen bits, and of the chunks and words in which the tables keep them.
-pub(super) const PORT_EDGES: [u16; 16] = [
-    1, 53, 63, 64, 80, 81, 443, 511, 512, 513, 1023, 8080, 32767, 32768, 65534, 65535,
+/// Ports at edges: of sixteen bits, of the chunks and words in which the tables keep them, neighbours, and a gap of
+/// one.
+pub(super) const PORT_EDGES: [u16; 17] = [
+    1, 53, 63, 64, 80, 81, 83, 443, 511, 512, 513, 1023, 8080, 32767, 32768, 65534, 65535,
 ];
 
 pub(super) fn protocol() -> impl Strategy<Value = Protocol> {

@@ -76,14 +76,14 @@ pub fn ip_block() -> impl Strategy<Value = Peer> {
         IpAddr::V6(_) => vec![0, 1, 16, 64, 96, 120, 124, 126, 127, 128],
     };
     let within = landmarks.clone();
-    let net = move |address: IpAddr, length: Index| {
-        let lengths = lengths(address);
-        IpNet::new(address, *length.get(&lengths)).map(|net| net.trunc())
+    let net = |address: IpAddr, length: u8| {
+        let net = IpNet::new(address, length).expect("lengths fit the family");
+        net.trunc()
     };
     let hole = (any::<Index>(), any::<Index>());
     (select(landmarks), any::<Index>(), any::<bool>(), vec(hole, 0..=3)).prop_map(
         move |(address, length, halves, holes)| {
-            let cidr = net(address, length).expect("lengths fit the family");
+            let cidr = net(address, *length.get(&lengths(address)));
             let inside: Vec<_> = within
                 .iter()
                 .copied()
@@ -92,12 +92,10 @@ pub fn ip_block() -> impl Strategy<Value = Peer> {
             let mut except: Vec<_> = holes
                 .into_iter()
                 .map(|(which, length)| {
-                    let hole = net(*which.get(&inside), length).expect("lengths fit the family");
-                    if hole.prefix_len() < cidr.prefix_len() {
-                        cidr
-                    } else {
-                        hole
-                    }
+                    let hole = *which.get(&inside);
+                    let mut lengths = lengths(hole);
+                    lengths.retain(|length| *length >= cidr.prefix_len());
+                    net(hole, *length.get(&lengths))
                 })
                 .collect();
             // Two halves cover everything without being equal to it.
@@ -136,14 +134,20 @@ fn port() -> impl Strategy<Value = PortMatch> {
 
 /// Up to three hundred single ports in one rule, so that no fixed number of them can be enough.
 fn many_ports() -> impl Strategy<Value = Vec<PortMatch>> {
-    (protocol(), 0..60_000_u16, 1..=17_u16, 4..=300_u16).prop_map(|(protocol, first, step, count)| {
-        let numbers = (0..count).map(|n| first.saturating_add(n.saturating_mul(step)).max(1));
-        let single = |port| PortMatch {
-            protocol,
-            port: PortSpec::Range(port, port),
-        };
-        numbers.map(single).collect()
-    })
+    (
+        protocol(),
+        0..60_000_u16,
+        select(vec![1_u16, 2, 3, 17]),
+        4..=300_u16,
+    )
+        .prop_map(|(protocol, first, step, count)| {
+            let numbers = (0..count).map(|n| first.saturating_add(n.saturating_mul(step)).max(1));
+            let single = |port| PortMatch {
+                protocol,
+                port: PortSpec::Range(port, port),
+            };
+            numbers.map(single).collect()
+        })
 }
 
 /// A rule with index 0.
