@@ -4,6 +4,9 @@
 //! [`Command`] and its arm in [`dispatch`].
 
 mod check;
+mod explain;
+mod input;
+mod paint;
 
 use std::{
     fmt,
@@ -49,11 +52,14 @@ const EXIT_CODES: &str = "Exit codes: 0 done, allowed or no difference; 1 denied
 enum Command {
     /// Say all that is wrong with a directory of manifests, without enforcing it.
     Check(check::Args),
+    /// Say whether X may reach Y, and which policies decide.
+    Explain(explain::Args),
 }
 
 fn dispatch(command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Check(args) => check::run(&args),
+        Command::Explain(args) => explain::run(&args),
     }
 }
 

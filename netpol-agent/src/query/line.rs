@@ -1,0 +1,82 @@
+//! One line of `--flows`.
+
+use std::{borrow::Cow, fmt, marker::PhantomData, str::FromStr};
+
+use serde::{Deserialize, Deserializer, de};
+
+use super::{Family, PortName, QueryError, Transport};
+
+/// A flow as a line gives it. Other fields are ignored: they are the writer's own.
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+pub(super) struct FlowLine<'l> {
+    #[serde(borrow)]
+    pub(super) from: Cow<'l, str>,
+    #[serde(borrow)]
+    pub(super) to: Cow<'l, str>,
+    #[serde(default, deserialize_with = "written")]
+    pub(super) protocol: Option<Transport>,
+    #[serde(default, deserialize_with = "written")]
+    pub(super) port: Option<PortName>,
+    #[serde(default, deserialize_with = "written")]
+    pub(super) family: Option<Family>,
+}
+
+/// Reads a line.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub(super) fn parse(line: &[u8]) -> Result<FlowLine<'_>, String> {
+    // serde would take an array for the object, too.
+    if line.trim_ascii_start().first() != Some(&b'{') {
+        return Err(r#"not a JSON object; write {"from":…,"to":…,"protocol":…,"port":…}"#.into());
+    }
+    serde_json::from_slice(line).map_err(|error| {
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let text = error.to_string();
+        text.strip_suffix(&place)
+            .map_or(text.clone(), |text| format!("{text} (column {})", error.column()))
+    })
+}
+
+/// A value that is written as a number or as a string.
+trait Written: FromStr<Err = QueryError> {
+    const WHAT: &'static str;
+}
+
+impl Written for Transport {
+    const WHAT: &'static str = "a protocol's name or number";
+}
+
+impl Written for PortName {
+    const WHAT: &'static str = "a port's number or name";
+}
+
+impl Written for Family {
+    const WHAT: &'static str = "an address family, 4 or 6";
+}
+
+fn written<'de, T: Written, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    struct Visitor<T>(PhantomData<T>);
+
+    impl<T: Written> de::Visitor<'_> for Visitor<T> {
+        type Value = Option<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(T::WHAT)
+        }
+
+        fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+            self.visit_str(&number.to_string())
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            text.parse().map(Some).map_err(E::custom)
+        }
+    }
+
+    deserializer.deserialize_any(Visitor(PhantomData))
+}
