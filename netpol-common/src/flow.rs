@@ -94,7 +94,8 @@ pub struct FragKey {
     pub dst: [u32; 4],
     /// Identification, network byte order (16 bits for IPv4).
     pub id: u32,
-    /// `family << 16 | proto`, family 4 or 6.
+    /// `4 << 16 | proto`, or `6 << 16`: IPv6 tells fragments apart without the protocol (RFC 8200 4.5), which
+    /// only the first of them states.
     pub kind: u32,
     /// The device, so that one hook's packets never speak for another's.
     pub ifindex: u32,
@@ -109,8 +110,8 @@ pub struct Frag {
     pub sport: u16,
     /// Destination port, network byte order.
     pub dport: u16,
-    /// Non-zero where the first fragment was dropped: so are the later ones.
-    pub denied: u32,
+    /// IP protocol.
+    pub proto: u32,
     /// `jiffies64` of the first fragment.
     pub seen: u64,
 }

@@ -22,6 +22,10 @@ pub struct Pod {
 }
 const _: () = assert!(size_of::<Pod>() == 48);
 
+/// What `local4` and `local6` hold for an address of the node that pods see as a neighbour (the bridge's
+/// link-local and gateway addresses): no pod may claim it.
+pub const NODE_INDEX: u32 = u32::MAX;
+
 /// The administrator lets this pod send from addresses that are not its own, and to the node's tunnels.
 pub const POD_EXEMPT: u32 = 1;
 
@@ -55,6 +59,8 @@ pub mod state {
     pub const FLAG_EVENTS: u64 = 1 << 5;
     /// Events for passed packets too (tests, tracing).
     pub const FLAG_EVENTS_ALL: u64 = 1 << 6;
+    /// A device that should be a pod's but whose pod is not known passes everything (`--unknown-pods=allow`).
+    pub const FLAG_UNKNOWN_PASS: u64 = 1 << 7;
 }
 
 /// Settings that change rarely; an array of one.

@@ -1,0 +1,50 @@
+//! The four hooks. The ways in say who; the ways out judge.
+
+mod forbidden;
+mod fragments;
+mod ways_in;
+mod ways_out;
+
+use netpol_common::{
+    pod::state::{EPOCH, FLAG_UNKNOWN_PASS, FLAGS},
+    reason::{NOT_ISOLATED, UNKNOWN_POD},
+};
+pub use ways_in::{arrive, from_pod};
+pub use ways_out::{settle, to_pod};
+
+use crate::{
+    flows::Moment,
+    judge::Ends,
+    maps,
+    packet::parse,
+    report::{Decision, conclude},
+    skb::Skb,
+};
+
+impl Moment {
+    /// The epoch is read before any other table: a flow judged while the policy changes carries the older
+    /// epoch, and is judged again.
+    #[inline(always)]
+    fn now() -> Self {
+        let epoch = maps::state(EPOCH) as u32;
+        Self {
+            epoch,
+            flags: maps::state(FLAGS),
+        }
+    }
+}
+
+/// A pod's device whose pod is not known: `--unknown-pods` decides.
+#[inline(never)]
+fn unknown_pod<S: Skb>(skb: &S, hook: u8, flags: u64) -> bool {
+    let reason = if flags & FLAG_UNKNOWN_PASS != 0 {
+        NOT_ISOLATED
+    } else {
+        UNKNOWN_POD
+    };
+    let Some([packet, _]) = maps::scratch() else {
+        return true;
+    };
+    parse(skb, packet);
+    conclude(skb, hook, flags, packet, &Decision::new(reason, Ends::default()))
+}

@@ -1,0 +1,53 @@
+//! ICMP errors: they belong to the conversation that they quote.
+//!
+//! An error quotes a packet as it is on that side of the NAT. One that travels with the replies (from the
+//! responder's side or a router there) quotes a forward packet: it is looked up at its way in. One that travels
+//! forward quotes a reply: it is looked up at its way out, reversed.
+
+use netpol_common::reason::{RELATED, is_drop};
+
+use crate::{
+    flows::{Course, Lookup, Moment, look_up},
+    judge::{Ends, Ruling, judge},
+    packet::{Kind, Packet, parse_ip},
+    skb::Skb,
+};
+
+/// The packet that the error at `packet` quotes; false where too little of it is there.
+#[inline(always)]
+pub fn quoted<S: Skb>(skb: &S, packet: &Packet, quote: &mut Packet) -> bool {
+    quoted_linear(skb, packet, quote) || (skb.pull() && quoted_linear(skb, packet, quote))
+}
+
+#[inline(never)]
+fn quoted_linear<S: Skb>(skb: &S, packet: &Packet, quote: &mut Packet) -> bool {
+    *quote = Packet::default();
+    parse_ip::<S, true>(skb, packet.l4 + 8, packet.family, quote);
+    // A quoted later fragment has no ports, and a quoted error no conversation.
+    matches!(quote.kind, Kind::Open | Kind::Mid | Kind::Loose)
+}
+
+/// At a way in: is this an error about a packet of a known flow, towards its initiator?
+#[inline(always)]
+pub fn look_up_reply(quote: &Packet, packet: &Packet, ends: &mut Ends, moment: &Moment) -> Lookup {
+    look_up(quote, packet, Course::Reply, ends, moment)
+}
+
+/// At a way out: is the quoted conversation one that is known or allowed, in either direction?
+#[inline(never)]
+pub fn judge_quoted(quote: &Packet, packet: &Packet, ends: &Ends, moment: &Moment, ruling: &mut Ruling) {
+    let reply = quote.reversed();
+    let mut of_flow = *ends;
+    if look_up(&reply, packet, Course::Forward, &mut of_flow, moment) == Lookup::Known {
+        ruling.reason = RELATED;
+        return;
+    }
+    // Who got the error sent the quoted packet: either it opened that conversation, or it answered.
+    judge(quote, &ends.reversed(), moment.flags, ruling);
+    if is_drop(ruling.reason) {
+        judge(&reply, ends, moment.flags, ruling);
+    }
+    if !is_drop(ruling.reason) {
+        ruling.reason = RELATED;
+    }
+}

@@ -1,0 +1,119 @@
+//! The verdict of the rules about one packet between two ends.
+
+use netpol_common::{
+    mark::OUTSIDE,
+    pod::Pod,
+    reason::{ALLOWED, DENIED_EGRESS, DENIED_INGRESS},
+    tables::RULESET_NONE,
+};
+
+use crate::{classify, maps, packet::Packet};
+
+/// The two ends of a packet: pods' indices, or [`OUTSIDE`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// Who sent it.
+    pub sender: u32,
+    /// Who gets it.
+    pub receiver: u32,
+}
+
+impl Ends {
+    /// The ends of the answer.
+    #[inline(always)]
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        Self {
+            sender: self.receiver,
+            receiver: self.sender,
+        }
+    }
+}
+
+/// What the rules said, and which.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ruling {
+    /// `ALLOWED`, `DENIED_INGRESS` or `DENIED_EGRESS`.
+    pub reason: u8,
+    /// The ruleset that decided (the last one asked, where all allow); 0 = no end is isolated.
+    pub ruleset: u32,
+    /// The peer's class under that ruleset.
+    pub class: u32,
+}
+
+/// The ruleset for what comes to `pod`.
+#[inline(always)]
+#[must_use]
+pub fn ingress(pod: &Pod) -> u32 {
+    rulesets(pod) as u32
+}
+
+/// The ruleset for what `pod` sends.
+#[inline(always)]
+#[must_use]
+pub fn egress(pod: &Pod) -> u32 {
+    (rulesets(pod) >> 32) as u32
+}
+
+/// Both rulesets: user space changes them by one store, so they are read by one load.
+#[inline(always)]
+#[must_use]
+pub fn rulesets(pod: &Pod) -> u64 {
+    // SAFETY: a live, aligned word.
+    unsafe { (&raw const pod.rulesets).read_volatile() }
+}
+
+/// Asks the sender's egress and the receiver's ingress.
+///
+/// A local sender is the pod that its device says, whatever source address masquerade has left in the packet.
+#[inline(never)]
+pub fn judge(packet: &Packet, ends: &Ends, flags: u64, ruling: &mut Ruling) {
+    ruling.reason = ALLOWED;
+    ruling.ruleset = RULESET_NONE;
+    ruling.class = 0;
+    let mut source = packet.src;
+    if ends.sender != OUTSIDE
+        && let Some(sender) = maps::pod(ends.sender)
+    {
+        let ruleset = egress(sender);
+        if ruleset != RULESET_NONE {
+            let class = classify::class(packet.family, &packet.dst, flags);
+            ruling.ruleset = ruleset;
+            ruling.class = class;
+            if !classify::allows(ruleset, class, packet.proto, packet.dport) {
+                ruling.reason = DENIED_EGRESS;
+                return;
+            }
+        }
+        source = own_address(sender, packet);
+    }
+    if ends.receiver != OUTSIDE
+        && let Some(receiver) = maps::pod(ends.receiver)
+    {
+        let ruleset = ingress(receiver);
+        if ruleset != RULESET_NONE {
+            let class = classify::class(packet.family, &source, flags);
+            ruling.ruleset = ruleset;
+            ruling.class = class;
+            if !classify::allows(ruleset, class, packet.proto, packet.dport) {
+                ruling.reason = DENIED_INGRESS;
+            }
+        }
+    }
+}
+
+/// The pod's own address; what the packet says where none is published yet.
+#[inline(always)]
+fn own_address(pod: &Pod, packet: &Packet) -> [u32; 4] {
+    if packet.family == 4 {
+        if pod.addr4 == 0 {
+            packet.src
+        } else {
+            [pod.addr4, 0, 0, 0]
+        }
+    } else if pod.addr6 == [0; 4] {
+        packet.src
+    } else {
+        pod.addr6
+    }
+}

@@ -1,0 +1,151 @@
+//! Parses a frame as far as a verdict needs it. Never trusts a length that the packet claims.
+
+mod ip;
+mod transport;
+
+pub use ip::parse_ip;
+
+use crate::skb::Skb;
+
+/// Bytes of the Ethernet header.
+pub const ETH_LEN: u32 = 14;
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const ETH_P_ARP: u16 = 0x0806;
+const ETH_P_8021Q: u16 = 0x8100;
+const ETH_P_8021AD: u16 = 0x88a8;
+
+/// What a packet is to a verdict.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Neither IP nor ARP.
+    #[default]
+    NotIp,
+    /// ARP for IPv4: `src` is the sender's protocol address.
+    Arp,
+    /// The IP header is truncated or contradicts itself: not even the addresses are known.
+    BrokenIp,
+    /// Addresses are known; what follows is truncated or contradicts itself.
+    Broken,
+    /// A fragment other than the first: addresses, protocol and identification, but no ports.
+    Later,
+    /// Begins a conversation: a SYN without ACK, an SCTP INIT, an echo request. Never a reply.
+    Open,
+    /// Belongs to a conversation that something else began: TCP, SCTP, echo replies.
+    Mid,
+    /// UDP and whatever shows no beginning.
+    Loose,
+    /// An ICMP error; what it quotes begins at `l4 + 8`.
+    Error,
+    /// Neighbour discovery (not advertisements of others), MLD, router solicitation.
+    Neighbour,
+    /// A neighbour advertisement; the target is at `l4 + 8`.
+    Advertisement,
+    /// Router advertisement or redirect.
+    Router,
+}
+
+/// FIN or SHUTDOWN.
+pub const FLAG_FIN: u8 = 1;
+/// RST or ABORT.
+pub const FLAG_RESET: u8 = 4;
+
+/// A parsed packet (aligned so that clearing it takes whole words). Addresses and ports are in network byte order; an IPv4 address is `[a, 0, 0, 0]`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packet {
+    /// Source address.
+    pub src: [u32; 4],
+    /// Destination address.
+    pub dst: [u32; 4],
+    /// Source port; ICMP queries: the identifier; without ports: 0.
+    pub sport: u16,
+    /// Destination port; ICMP queries: the identifier; without ports: 0.
+    pub dport: u16,
+    /// Where the transport header begins, from the link layer header on.
+    pub l4: u32,
+    /// IP identification of a fragment, network byte order.
+    pub id: u32,
+    /// 4, 6, or 0 where the frame is not IP.
+    pub family: u8,
+    /// IP protocol.
+    pub proto: u8,
+    /// What it is.
+    pub kind: Kind,
+    /// `FLAG_*` bits.
+    pub flags: u8,
+    /// 1 for the first fragment of several, else 0.
+    pub first: u8,
+    /// Zero.
+    pub _pad: [u8; 7],
+}
+
+impl Packet {
+    /// The packet that answers this one.
+    #[inline(always)]
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            ..*self
+        }
+    }
+}
+
+/// Parses the frame of `skb` into `packet`, which in the kernel is a slot of the `scratch` map: what is read from a
+/// map is unknown to the verifier, so that the many ways through the parser join again behind it.
+#[inline(always)]
+pub fn parse<S: Skb>(skb: &S, packet: &mut Packet) {
+    parse_linear(skb, packet);
+    if matches!(packet.kind, Kind::BrokenIp | Kind::Broken) && skb.pull() {
+        parse_linear(skb, packet);
+    }
+}
+
+#[inline(never)]
+fn parse_linear<S: Skb>(skb: &S, packet: &mut Packet) {
+    *packet = Packet::default();
+    let Some(eth) = skb.load::<14>(0) else {
+        packet.kind = Kind::BrokenIp;
+        return;
+    };
+    let mut kind = u16::from_be_bytes([eth[12], eth[13]]);
+    let mut offset = ETH_LEN;
+    // At most two tags in the frame: the outermost is usually in the buffer's metadata already.
+    let mut tags = 0;
+    while tags < 2 && (kind == ETH_P_8021Q || kind == ETH_P_8021AD) {
+        let Some(tag) = skb.load::<4>(offset) else {
+            packet.kind = Kind::BrokenIp;
+            return;
+        };
+        kind = u16::from_be_bytes([tag[2], tag[3]]);
+        offset += 4;
+        tags += 1;
+    }
+    match kind {
+        ETH_P_IP => parse_ip::<S, false>(skb, offset, 4, packet),
+        ETH_P_IPV6 => parse_ip::<S, false>(skb, offset, 6, packet),
+        ETH_P_ARP => parse_arp(skb, offset, packet),
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn parse_arp<S: Skb>(skb: &S, offset: u32, packet: &mut Packet) {
+    let Some(arp) = skb.load::<28>(offset) else {
+        packet.kind = Kind::BrokenIp;
+        return;
+    };
+    // Ethernet (1), IPv4 (0x0800), lengths 6 and 4: anything else is not ARP for IPv4.
+    if arp[0..6] != [0, 1, 8, 0, 6, 4] {
+        packet.kind = Kind::BrokenIp;
+        return;
+    }
+    packet.kind = Kind::Arp;
+    packet.src[0] = u32::from_ne_bytes([arp[14], arp[15], arp[16], arp[17]]);
+    packet.dst[0] = u32::from_ne_bytes([arp[24], arp[25], arp[26], arp[27]]);
+}
