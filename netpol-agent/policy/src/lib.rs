@@ -12,4 +12,6 @@ pub mod generate;
 pub mod ids;
 pub mod model;
 pub mod oracle;
+pub mod plan;
+mod prefix;
 pub mod tables;

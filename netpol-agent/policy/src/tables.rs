@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netpol_common::{
     proto,
     tables::{
@@ -13,7 +13,10 @@ use netpol_common::{
     },
 };
 
-use crate::model::ObjectName;
+use crate::{
+    model::ObjectName,
+    prefix::{longest_match, prefix_of},
+};
 
 /// The rulesets of one local pod; [`RULESET_NONE`] = not isolated in that direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -59,13 +62,9 @@ impl Tables {
     /// The class that the prefix tries give `address`, looking only at prefixes of at most `len` bits.
     #[must_use]
     pub fn net_class(&self, address: IpAddr, len: u8) -> u32 {
-        let found = match address {
-            IpAddr::V4(a) => (0..=len.min(32))
-                .rev()
-                .find_map(|len| self.nets4.get(&Ipv4Net::new(a, len).ok()?.trunc())),
-            IpAddr::V6(a) => (0..=len.min(128))
-                .rev()
-                .find_map(|len| self.nets6.get(&Ipv6Net::new(a, len).ok()?.trunc())),
+        let found = match prefix_of(address, len) {
+            IpNet::V4(net) => longest_match(&self.nets4, &net).map(|(_, class)| class),
+            IpNet::V6(net) => longest_match(&self.nets6, &net).map(|(_, class)| class),
         };
         found.copied().unwrap_or(CLASS_OTHER)
     }

@@ -28,6 +28,8 @@ pub struct Dirty {
     pub ports: BTreeSet<PortsKey>,
     /// Local pods.
     pub pods: BTreeSet<ObjectName>,
+    /// Classes that came or went.
+    pub classes: BTreeSet<u32>,
 }
 
 impl Dirty {
@@ -44,6 +46,7 @@ impl Dirty {
         self.cells.append(&mut other.cells);
         self.ports.append(&mut other.ports);
         self.pods.append(&mut other.pods);
+        self.classes.append(&mut other.classes);
     }
 }
 

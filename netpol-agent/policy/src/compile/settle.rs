@@ -7,12 +7,13 @@ use netpol_common::tables::CLASS_OTHER;
 
 use super::{
     Compiler,
-    nets::{Region, inside, longest_match},
+    nets::Region,
     objects::SetId,
     peers::{MEMBER_NET, Member, set_of},
 };
 use crate::{
     model::{Direction, Str},
+    prefix::{inside, longest_match},
     tables::PodRules,
 };
 

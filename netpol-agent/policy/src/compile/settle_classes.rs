@@ -10,13 +10,13 @@ use netpol_common::tables::{CLASS_ANY, CLASS_OTHER, CellKey};
 
 use super::{
     Compiler,
-    nets::longest_match,
     objects::SetId,
     peers::{MEMBER_NET, Member, number_of, set_of},
     ports::PortUnion,
     rulesets::Ruleset,
     settle::Change,
 };
+use crate::prefix::longest_match;
 
 impl Compiler {
     pub(super) fn settle_addresses(&mut self, change: &Change) {
@@ -161,6 +161,8 @@ impl Compiler {
     /// Classes × rulesets → cells.
     pub(super) fn settle_cells(&mut self, change: &Change) {
         let (dead, fresh) = self.classes.sweep();
+        let changed = dead.iter().map(|(class, _)| class).chain(&fresh);
+        self.desired.dirty.classes.extend(changed);
         for (class, gone) in dead {
             for set in gone.members.iter().map(|member| set_of(*member)) {
                 let set = self.peers.sets.get_mut(&set).expect("sets outlive their classes");
