@@ -270,7 +270,7 @@ fn probes(old: &Snapshot, new: &Snapshot) -> Vec<IpAddr> {
 }
 
 /// Follows `plan` from `old` to `new`, at most `count` writes far.
-fn follow(plan: &Plan, old: &Tables, new: &Tables, addresses: &[IpAddr], count: usize) -> Tables {
+pub(super) fn follow(plan: &Plan, old: &Tables, new: &Tables, addresses: &[IpAddr], count: usize) -> Tables {
     let mut kernel = Kernel::new(old, new, addresses);
     let mut peak = old.sizes();
     for step in plan.steps.iter().flat_map(singly).take(count) {
