@@ -13,14 +13,12 @@ pub struct Pod {
     pub incarnation: u32,
     /// `POD_*` bits.
     pub flags: u32,
-    /// The pod's IPv4 address in network byte order; 0 = none.
-    pub addr4: u32,
-    /// Zero.
-    pub _pad: u32,
-    /// The pod's IPv6 address in network byte order; 0 = none.
+    /// The pod's IPv4 address in network byte order, as `[a, 0, 0, 0]`; all 0 = none.
+    pub addr4: [u32; 4],
+    /// The pod's IPv6 address in network byte order; all 0 = none.
     pub addr6: [u32; 4],
 }
-const _: () = assert!(size_of::<Pod>() == 48);
+const _: () = assert!(size_of::<Pod>() == 56);
 
 /// What `local4` and `local6` hold for an address of the node that pods see as a neighbour (the bridge's
 /// link-local and gateway addresses): no pod may claim it.

@@ -30,13 +30,13 @@ pub enum Lookup {
     Revoked,
 }
 
-/// A direction within a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Course {
-    /// From the initiator.
-    Forward,
-    /// To the initiator.
-    Reply,
+/// How a packet belongs to the flow that is looked for: its own `FLAG_*` bits in the low byte, and these.
+/// (One word, as a BPF function takes five arguments.)
+pub mod course {
+    /// It travels to the initiator.
+    pub const REPLY: u32 = 1 << 8;
+    /// The tuple is that of the answer: the key is its reverse.
+    pub const REVERSED: u32 = 1 << 9;
 }
 
 /// One packet's view of the table: when it is, and under which policy.
@@ -50,6 +50,7 @@ pub struct Moment {
 
 trait Table: Sized {
     fn of(packet: &Packet) -> Self;
+    fn of_answer(packet: &Packet) -> Self;
     fn answered(&self) -> Option<*mut Flow>;
     fn opening(&self) -> Option<*mut Flow>;
     fn put_answered(&self, flow: &Flow) -> bool;
@@ -68,6 +69,16 @@ macro_rules! table {
                     dst: $address(&packet.dst),
                     sport: packet.sport,
                     dport: packet.dport,
+                    proto: packet.proto.into(),
+                }
+            }
+            #[inline(always)]
+            fn of_answer(packet: &Packet) -> Self {
+                Self {
+                    src: $address(&packet.dst),
+                    dst: $address(&packet.src),
+                    sport: packet.dport,
+                    dport: packet.sport,
                     proto: packet.proto.into(),
                 }
             }
@@ -120,27 +131,25 @@ table!(
     remove_opening6
 );
 
-/// Looks for the flow that `tuple` (oriented from the initiator) belongs to, judges it again where the
-/// epoch has moved, and notes what `packet` does to it. `ends` are those of the packet; at a way in, where the
-/// initiator is not known yet, `ends.receiver` is filled in from the entry.
-#[inline(always)]
-pub fn look_up(tuple: &Packet, packet: &Packet, course: Course, ends: &mut Ends, moment: &Moment) -> Lookup {
+/// Looks for the flow that `tuple` belongs to, judges it again where the epoch has moved, and notes what the packet
+/// does to it. `how`: see [`course`]. `ends` are those of the packet; at a way in, where the initiator is not
+/// known yet, `ends.receiver` is filled in from the entry.
+#[inline(never)]
+pub fn look_up(tuple: &Packet, how: u32, ends: &mut Ends, moment: &Moment) -> Lookup {
     if tuple.family == 4 {
-        find(&Key4::of(tuple), tuple, packet, course, ends, moment)
+        find::<Key4>(tuple, how, ends, moment)
     } else {
-        find(&Key6::of(tuple), tuple, packet, course, ends, moment)
+        find::<Key6>(tuple, how, ends, moment)
     }
 }
 
 #[inline(always)]
-fn find<T: Table>(
-    key: &T,
-    tuple: &Packet,
-    packet: &Packet,
-    course: Course,
-    ends: &mut Ends,
-    moment: &Moment,
-) -> Lookup {
+fn find<T: Table>(tuple: &Packet, how: u32, ends: &mut Ends, moment: &Moment) -> Lookup {
+    let key = if how & course::REVERSED != 0 {
+        T::of_answer(tuple)
+    } else {
+        T::of(tuple)
+    };
     let (flow, opening) = match key.answered() {
         Some(flow) => (flow, false),
         None => match key.opening() {
@@ -150,7 +159,7 @@ fn find<T: Table>(
     };
     // SAFETY: a live map value; see `maps`.
     let flow = unsafe { &mut *flow };
-    if !ends_match(flow, course, ends) {
+    if !ends_match(flow, how, ends) {
         return Lookup::Unknown;
     }
     let Some(config) = maps::config() else {
@@ -161,7 +170,7 @@ fn find<T: Table>(
     if age > lifetime(config, flow.state, tuple.proto) {
         return Lookup::Unknown;
     }
-    if flow.epoch != moment.epoch && !still_allowed(flow, tuple, moment) {
+    if flow.epoch != moment.epoch && !still_allowed(flow, tuple, how, moment) {
         flow.state |= STATE_REVOKED;
         flow.epoch = moment.epoch;
     }
@@ -171,30 +180,29 @@ fn find<T: Table>(
     if age >= config.hz {
         flow.seen = now;
     }
-    note(flow, packet.flags, course);
-    if opening && course == Course::Reply {
-        promote(key, flow, ends, now);
+    note(flow, how);
+    if opening && how & course::REPLY != 0 {
+        promote(&key, flow, ends, now);
     }
     Lookup::Known
 }
 
 /// An entry counts only for the ends it names, each in the incarnation that it names.
 #[inline(always)]
-fn ends_match(flow: &Flow, course: Course, ends: &mut Ends) -> bool {
-    match course {
-        Course::Forward => {
-            if flow.from != ends.sender || flow.to != ends.receiver {
-                return false;
-            }
-        }
-        Course::Reply => {
-            if flow.to != ends.sender {
-                return false;
-            }
-            ends.receiver = flow.from;
-        }
+fn ends_match(flow: &Flow, how: u32, ends: &mut Ends) -> bool {
+    let reply = how & course::REPLY != 0;
+    let named = if reply {
+        flow.to == ends.sender
+    } else {
+        flow.from == ends.sender && flow.to == ends.receiver
+    };
+    if !named || !lives(flow.from, flow.from_inc) || !lives(flow.to, flow.to_inc) {
+        return false;
     }
-    lives(flow.from, flow.from_inc) && lives(flow.to, flow.to_inc)
+    if reply {
+        ends.receiver = flow.from;
+    }
+    true
 }
 
 #[inline(always)]
@@ -226,13 +234,19 @@ fn lifetime(config: &Config, state: u32, proto: u8) -> u64 {
 
 /// Judges a flow of an older epoch again, from the identities in its entry.
 #[inline(never)]
-fn still_allowed(flow: &mut Flow, tuple: &Packet, moment: &Moment) -> bool {
+fn still_allowed(flow: &mut Flow, tuple: &Packet, how: u32, moment: &Moment) -> bool {
     let mut ruling = Ruling::default();
     let ends = Ends {
         sender: flow.from,
         receiver: flow.to,
     };
-    judge(tuple, &ends, moment.flags, &mut ruling);
+    judge(
+        tuple,
+        how & course::REVERSED != 0,
+        &ends,
+        moment.flags,
+        &mut ruling,
+    );
     if netpol_common::reason::is_drop(ruling.reason) {
         return false;
     }
@@ -244,20 +258,18 @@ fn still_allowed(flow: &mut Flow, tuple: &Packet, moment: &Moment) -> bool {
 /// What a packet's flags do to its flow; stores only what changes. A later packet proves a reset to have
 /// been blind.
 #[inline(always)]
-fn note(flow: &mut Flow, flags: u8, course: Course) {
+fn note(flow: &mut Flow, how: u32) {
+    let reply = how & course::REPLY != 0;
     let mut state = flow.state;
-    if flags & FLAG_RESET != 0 {
+    if how & u32::from(FLAG_RESET) != 0 {
         state |= STATE_RESET;
     } else {
         state &= !STATE_RESET;
     }
-    if flags & FLAG_FIN != 0 {
-        state |= match course {
-            Course::Forward => STATE_FIN_FORWARD,
-            Course::Reply => STATE_FIN_REPLY,
-        };
+    if how & u32::from(FLAG_FIN) != 0 {
+        state |= if reply { STATE_FIN_REPLY } else { STATE_FIN_FORWARD };
     }
-    if course == Course::Reply {
+    if reply {
         state |= STATE_ANSWERED;
     }
     if state != flow.state {
@@ -385,16 +397,17 @@ fn within_quota(config: &Config, ends: &Ends, now: u64) -> bool {
     true
 }
 
-/// Records a flow found in mid-stream in the first moments of isolation, as established.
+/// Records, as established, the flow that `answer` was found to answer in the first moments of isolation. `ends` are
+/// the flow's.
 #[inline(never)]
-pub fn adopt(tuple: &Packet, ends: &Ends, moment: &Moment) {
+pub fn adopt(answer: &Packet, ends: &Ends, moment: &Moment) {
     let flow = Flow {
         state: STATE_ANSWERED,
         ..fresh(ends, moment, maps::jiffies())
     };
-    if tuple.family == 4 {
-        Key4::of(tuple).put_answered(&flow);
+    if answer.family == 4 {
+        Key4::of_answer(answer).put_answered(&flow);
     } else {
-        Key6::of(tuple).put_answered(&flow);
+        Key6::of_answer(answer).put_answered(&flow);
     }
 }

@@ -7,7 +7,7 @@
 use netpol_common::reason::{RELATED, is_drop};
 
 use crate::{
-    flows::{Course, Lookup, Moment, look_up},
+    flows::{Lookup, Moment, course, look_up},
     judge::{Ends, Ruling, judge},
     packet::{Kind, Packet, parse_ip},
     skb::Skb,
@@ -27,25 +27,18 @@ fn quoted_linear<S: Skb>(skb: &S, packet: &Packet, quote: &mut Packet) -> bool {
     matches!(quote.kind, Kind::Open | Kind::Mid | Kind::Loose)
 }
 
-/// At a way in: is this an error about a packet of a known flow, towards its initiator?
-#[inline(always)]
-pub fn look_up_reply(quote: &Packet, packet: &Packet, ends: &mut Ends, moment: &Moment) -> Lookup {
-    look_up(quote, packet, Course::Reply, ends, moment)
-}
-
 /// At a way out: is the quoted conversation one that is known or allowed, in either direction?
 #[inline(never)]
-pub fn judge_quoted(quote: &Packet, packet: &Packet, ends: &Ends, moment: &Moment, ruling: &mut Ruling) {
-    let reply = quote.reversed();
+pub fn judge_quoted(quote: &Packet, ends: &Ends, moment: &Moment, ruling: &mut Ruling) {
     let mut of_flow = *ends;
-    if look_up(&reply, packet, Course::Forward, &mut of_flow, moment) == Lookup::Known {
+    if look_up(quote, course::REVERSED, &mut of_flow, moment) == Lookup::Known {
         ruling.reason = RELATED;
         return;
     }
     // Who got the error sent the quoted packet: either it opened that conversation, or it answered.
-    judge(quote, &ends.reversed(), moment.flags, ruling);
+    judge(quote, false, &ends.reversed(), moment.flags, ruling);
     if is_drop(ruling.reason) {
-        judge(&reply, ends, moment.flags, ruling);
+        judge(quote, true, ends, moment.flags, ruling);
     }
     if !is_drop(ruling.reason) {
         ruling.reason = RELATED;

@@ -63,39 +63,45 @@ pub fn rulesets(pod: &Pod) -> u64 {
     unsafe { (&raw const pod.rulesets).read_volatile() }
 }
 
-/// Asks the sender's egress and the receiver's ingress.
+/// Asks the sender's egress and the receiver's ingress about `packet`, or about its answer (`answer`), which then goes
+/// between `ends`.
 ///
 /// A local sender is the pod that its device says, whatever source address masquerade has left in the packet.
 #[inline(never)]
-pub fn judge(packet: &Packet, ends: &Ends, flags: u64, ruling: &mut Ruling) {
+pub fn judge(packet: &Packet, answer: bool, ends: &Ends, flags: u64, ruling: &mut Ruling) {
+    let (src, dst, port) = if answer {
+        (&packet.dst, &packet.src, packet.sport)
+    } else {
+        (&packet.src, &packet.dst, packet.dport)
+    };
     ruling.reason = ALLOWED;
     ruling.ruleset = RULESET_NONE;
     ruling.class = 0;
-    let mut source = packet.src;
+    let mut own = src;
     if ends.sender != OUTSIDE
         && let Some(sender) = maps::pod(ends.sender)
     {
         let ruleset = egress(sender);
         if ruleset != RULESET_NONE {
-            let class = classify::class(packet.family, &packet.dst, flags);
+            let class = classify::class(packet.family, dst, flags);
             ruling.ruleset = ruleset;
             ruling.class = class;
-            if !classify::allows(ruleset, class, packet.proto, packet.dport) {
+            if !classify::allows(ruleset, class, packet.proto, port) {
                 ruling.reason = DENIED_EGRESS;
                 return;
             }
         }
-        source = own_address(sender, packet);
+        own = own_address(sender, packet.family, src);
     }
     if ends.receiver != OUTSIDE
         && let Some(receiver) = maps::pod(ends.receiver)
     {
         let ruleset = ingress(receiver);
         if ruleset != RULESET_NONE {
-            let class = classify::class(packet.family, &source, flags);
+            let class = classify::class(packet.family, own, flags);
             ruling.ruleset = ruleset;
             ruling.class = class;
-            if !classify::allows(ruleset, class, packet.proto, packet.dport) {
+            if !classify::allows(ruleset, class, packet.proto, port) {
                 ruling.reason = DENIED_INGRESS;
             }
         }
@@ -104,16 +110,7 @@ pub fn judge(packet: &Packet, ends: &Ends, flags: u64, ruling: &mut Ruling) {
 
 /// The pod's own address; what the packet says where none is published yet.
 #[inline(always)]
-fn own_address(pod: &Pod, packet: &Packet) -> [u32; 4] {
-    if packet.family == 4 {
-        if pod.addr4 == 0 {
-            packet.src
-        } else {
-            [pod.addr4, 0, 0, 0]
-        }
-    } else if pod.addr6 == [0; 4] {
-        packet.src
-    } else {
-        pod.addr6
-    }
+fn own_address<'a>(pod: &'a Pod, family: u8, said: &'a [u32; 4]) -> &'a [u32; 4] {
+    let own = if family == 4 { &pod.addr4 } else { &pod.addr6 };
+    if *own == [0; 4] { said } else { own }
 }

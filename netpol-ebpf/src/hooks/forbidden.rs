@@ -30,7 +30,7 @@ pub(super) fn forbidden<S: Skb>(skb: &S, packet: &Packet, pod: &Pod, index: u32)
     match packet.kind {
         Kind::NotIp => 0,
         // A probe (RFC 5227) has no sender address yet.
-        Kind::Arp if packet.src[0] == pod.addr4 || packet.src[0] == 0 => 0,
+        Kind::Arp if packet.src[0] == pod.addr4[0] || packet.src[0] == 0 => 0,
         Kind::Arp => SPOOFED_NEIGHBOUR,
         Kind::Advertisement => advertised(skb, packet, pod, index),
         _ if !owns_source(packet, pod, index) => SPOOFED,
@@ -42,7 +42,7 @@ pub(super) fn forbidden<S: Skb>(skb: &S, packet: &Packet, pod: &Pod, index: u32)
 #[inline(always)]
 fn owns_source(packet: &Packet, pod: &Pod, index: u32) -> bool {
     if packet.family == 4 {
-        return packet.src[0] == pod.addr4 && pod.addr4 != 0;
+        return packet.src[0] == pod.addr4[0] && pod.addr4[0] != 0;
     }
     // The unspecified address: only duplicate address detection and MLD speak before they have one.
     owns6(&packet.src, pod, index) || (packet.src == [0; 4] && packet.kind == Kind::Neighbour)

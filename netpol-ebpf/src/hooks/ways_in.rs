@@ -13,7 +13,7 @@ use netpol_common::{
 
 use super::{forbidden::forbidden, fragments, unknown_pod};
 use crate::{
-    flows::{Course, Lookup, Moment, look_up},
+    flows::{Lookup, Moment, course, look_up},
     icmp_error,
     judge::{Ends, egress},
     maps,
@@ -120,12 +120,15 @@ fn reply<S: Skb>(
     }
     match packet.kind {
         Kind::Mid if moment.flags & wanted == 0 => Lookup::Unknown,
-        Kind::Mid | Kind::Loose => look_up(&packet.reversed(), packet, Course::Reply, ends, moment),
+        Kind::Mid | Kind::Loose => {
+            let how = course::REPLY | course::REVERSED | u32::from(packet.flags);
+            look_up(packet, how, ends, moment)
+        }
         Kind::Error => {
             if !icmp_error::quoted(skb, packet, quote) {
                 return Lookup::Unknown;
             }
-            look_up(quote, packet, Course::Reply, ends, moment)
+            look_up(quote, course::REPLY, ends, moment)
         }
         _ => Lookup::Unknown,
     }

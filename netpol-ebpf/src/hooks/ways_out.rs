@@ -17,7 +17,7 @@ use netpol_common::{
 
 use super::{fragments, unknown_pod};
 use crate::{
-    flows::{self, Course, Lookup, Moment, look_up},
+    flows::{self, Lookup, Moment, look_up},
     icmp_error,
     judge::{Ends, Ruling, judge, rulesets},
     maps,
@@ -201,7 +201,7 @@ fn decide<S: Skb>(
             let mut ruling = Ruling::default();
             // An ICMP error passes with the conversation that it quotes.
             if icmp_error::quoted(skb, packet, quote) {
-                icmp_error::judge_quoted(quote, packet, &ends, moment, &mut ruling);
+                icmp_error::judge_quoted(quote, &ends, moment, &mut ruling);
             } else {
                 ruling.reason = MALFORMED;
             }
@@ -216,14 +216,14 @@ fn decide<S: Skb>(
     // Without beginnings every packet may be the first.
     let loose = packet.kind == Kind::Loose || packet.kind == Kind::Router;
     if !opens && (loose || isolation.replies) {
-        match look_up(packet, packet, Course::Forward, &mut ends, moment) {
+        match look_up(packet, u32::from(packet.flags), &mut ends, moment) {
             Lookup::Known => return remembered(skb, packet, Decision::new(KNOWN_FLOW, ends)),
             Lookup::Revoked => return Decision::new(REVOKED, ends),
             Lookup::Unknown => {}
         }
     }
     let mut ruling = Ruling::default();
-    judge(packet, &ends, moment.flags, &mut ruling);
+    judge(packet, false, &ends, moment.flags, &mut ruling);
     if is_drop(ruling.reason) {
         if packet.kind == Kind::Mid && packet.proto == TCP && adopted(packet, &ends, &ruling, moment) {
             return Decision::new(ADOPTED, ends);
@@ -263,12 +263,12 @@ fn adopted(packet: &Packet, ends: &Ends, ruling: &Ruling, moment: &Moment) -> bo
     if maps::jiffies() > until {
         return false;
     }
-    let opener = packet.reversed();
-    let mut reversed = Ruling::default();
-    judge(&opener, &ends.reversed(), moment.flags, &mut reversed);
-    if is_drop(reversed.reason) {
+    let opened = ends.reversed();
+    let mut ruling = Ruling::default();
+    judge(packet, true, &opened, moment.flags, &mut ruling);
+    if is_drop(ruling.reason) {
         return false;
     }
-    flows::adopt(&opener, &ends.reversed(), moment);
+    flows::adopt(packet, &opened, moment);
     true
 }

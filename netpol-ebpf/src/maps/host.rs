@@ -94,8 +94,7 @@ pub fn pod(index: u32) -> Option<&'static Pod> {
         adopt_until: 0,
         incarnation: 0,
         flags: 0,
-        addr4: 0,
-        _pad: 0,
+        addr4: [0; 4],
         addr6: [0; 4],
     };
     Some(world(|w| w.pods.get(&index).copied()).unwrap_or(&FREE))

@@ -81,21 +81,6 @@ pub struct Packet {
     pub _pad: [u8; 7],
 }
 
-impl Packet {
-    /// The packet that answers this one.
-    #[inline(always)]
-    #[must_use]
-    pub fn reversed(&self) -> Self {
-        Self {
-            src: self.dst,
-            dst: self.src,
-            sport: self.dport,
-            dport: self.sport,
-            ..*self
-        }
-    }
-}
-
 /// Parses the frame of `skb` into `packet`, which in the kernel is a slot of the `scratch` map: what is read from a
 /// map is unknown to the verifier, so that the many ways through the parser join again behind it.
 #[inline(always)]

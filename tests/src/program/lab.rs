@@ -336,12 +336,12 @@ impl Lab {
             let rules = self.tables.pods.get(&name).copied().unwrap_or_default();
             let mut slot: Pod = self.machine.read(maps::PODS, index)?;
             slot.rulesets = rulesets(rules.ingress, rules.egress);
-            (slot.addr4, slot.addr6) = (0, [0; 4]);
+            (slot.addr4, slot.addr6) = ([0; 4], [0; 4]);
             for address in &pod.addresses {
                 match address {
                     IpAddr::V4(address) => {
-                        slot.addr4 = v4(*address);
-                        self.machine.insert(maps::LOCAL4, slot.addr4, index)?;
+                        slot.addr4 = [v4(*address), 0, 0, 0];
+                        self.machine.insert(maps::LOCAL4, slot.addr4[0], index)?;
                     }
                     IpAddr::V6(address) => {
                         slot.addr6 = v6(*address);
