@@ -1,8 +1,10 @@
 //! Random damage: nothing panics, and no mistake allows more.
 
+use std::ops::Range;
+
 use netpol_policy::{
-    generate::{Shape, manifests, snapshots},
-    model::{Peers, Policy, Ports, Rule, Snapshot},
+    generate::{Shape, manifests, policy, snapshots},
+    model::{Policy, Snapshot},
 };
 use proptest::prelude::*;
 
@@ -105,54 +107,59 @@ proptest! {
     /// A policy with one value replaced by something wrong: each rule is the one it was or is gone.
     #[test]
     fn a_mistake_only_takes_rules_away(
-        snapshot in snapshots(Shape { pods: 1, policies: 1, ..shape() }),
-        line in any::<prop::sample::Index>(),
+        before in policy(shape()),
+        target in any::<prop::sample::Index>(),
         wrong in prop::sample::select(vec!["[7]", "\"-\"", "{x: 1}", "7.5", "!!str ''", "-7"]),
     ) {
-        let before = snapshot.policies.into_values().next();
-        let Some(before) = before else { return Ok(()) };
-        let only = netpol_policy::build::snapshot([], [], [], [before.clone()]);
-        let text = manifests(&only);
-        let damaged = damage(&text, line, wrong);
-        let (objects, problems) = read(&damaged);
-        let Some(Object::Policy(after)) = objects.into_iter().next() else { return Ok(()) };
-        if problems.iter().any(|problem| problem.starts_with("error")) {
-            prop_assert!(allows_no_more(&before, &after), "{damaged}\n{problems:#?}\n{after:#?}");
+        let mut text = manifests(&netpol_policy::build::snapshot([], [], [], [before.clone()]));
+        let targets = values_of_spec(&text);
+        text.replace_range(targets[target.index(targets.len())].clone(), wrong);
+        let (objects, problems) = read(&text);
+        prop_assert!(problems.iter().any(|problem| problem.starts_with("error")), "no error in\n{text}");
+        match objects.into_iter().next() {
+            Some(Object::Policy(after)) => {
+                prop_assert!(allows_no_more(&before, &after), "{text}\n{problems:#?}\n{after:#?}");
+            }
+            other => prop_assert!(false, "{other:?} {problems:?}\n{text}"),
         }
     }
 }
 
-/// Replaces the value behind a colon on one line of the spec.
-fn damage(text: &str, line: prop::sample::Index, wrong: &str) -> String {
-    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    let spec = lines
-        .iter()
-        .position(|line| line.starts_with("spec:"))
-        .map_or(0, |at| at + 1);
-    let values: Vec<usize> = (spec..lines.len())
-        .filter(|at| lines[*at].contains(": "))
-        .collect();
-    if let Some(&at) = values.get(line.index(values.len().max(1))) {
-        let colon = lines[at].find(": ").unwrap_or(0);
-        lines[at].replace_range(colon + 2.., wrong);
-    }
-    lines.join("\n")
+/// Every value in the spec: what stands behind a colon or a dash.
+fn values_of_spec(text: &str) -> Vec<Range<usize>> {
+    let spec = text.find("\nspec:").map_or(0, |at| at + 1);
+    let marks = text[spec..]
+        .match_indices(": ")
+        .chain(text[spec..].match_indices("- "));
+    let starts = marks.map(|(at, mark)| spec + at + mark.len());
+    starts
+        .filter_map(|start| Some(start..start + length_of_value(&text[start..])?))
+        .collect()
 }
 
+/// The length of the value in flow style at the beginning of `text`; `None` where a block begins.
+fn length_of_value(text: &str) -> Option<usize> {
+    let mut depth = 0;
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' | '[' => depth += 1,
+            '}' | ']' if depth > 0 => depth -= 1,
+            ',' | '}' | ']' if depth == 0 => return Some(at),
+            // `from:` and its like: the value is on the next lines.
+            ':' if depth == 0 && text[at + 1..].starts_with([' ', '\n']) => return None,
+            '\n' => return Some(at),
+            _ => {}
+        }
+    }
+    Some(text.len())
+}
+
+/// Whether every direction that was isolated is, and every rule is one that was there.
 fn allows_no_more(before: &Policy, after: &Policy) -> bool {
     let pairs = [(&before.ingress, &after.ingress), (&before.egress, &after.egress)];
     pairs.into_iter().all(|pair| match pair {
         (None, _) => true,
         (Some(_), None) => false,
-        (Some(before), Some(after)) => after.iter().all(|rule| {
-            let old = before.iter().find(|old| old.index == rule.index);
-            old.is_some_and(|old| is_within(old, rule))
-        }),
+        (Some(before), Some(after)) => after.iter().all(|rule| before.contains(rule)),
     })
-}
-
-/// Whether no list that had entries has become one without restriction.
-fn is_within(old: &Rule, new: &Rule) -> bool {
-    (old.peers == Peers::Any || new.peers != Peers::Any)
-        && (old.ports == Ports::Any || new.ports != Ports::Any)
 }
