@@ -193,14 +193,14 @@ fn is_manifest(path: &Path) -> bool {
 }
 
 /// The text of a file, or why there is none.
-pub(super) fn read(path: &Path) -> Result<String, Problem> {
+pub(super) fn read(path: &Path) -> Result<String, Box<Problem>> {
     let unreadable = |error: io::Error| {
-        problem(
+        Box::new(problem(
             Severity::Error,
             path,
             format!("can not be read: {error}"),
             "make the file readable for netpol",
-        )
+        ))
     };
     let mut bytes = Vec::new();
     File::open(path)
@@ -208,20 +208,21 @@ pub(super) fn read(path: &Path) -> Result<String, Problem> {
         .map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE {
         let message = format!("is larger than {} MiB: not read", MAX_FILE >> 20);
-        return Err(problem(Severity::Error, path, message, "split the file"));
+        return Err(Box::new(problem(
+            Severity::Error,
+            path,
+            message,
+            "split the file",
+        )));
     }
     String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = good.iter().filter(|b| **b == b'\n').count() + 1;
-        Problem {
+        let message = "is not UTF-8 text: not read".into();
+        Box::new(Problem {
             line: u32::try_from(line).ok(),
-            ..problem(
-                Severity::Error,
-                path,
-                "is not UTF-8 text: not read".into(),
-                "save it as UTF-8",
-            )
-        }
+            ..problem(Severity::Error, path, message, "save it as UTF-8")
+        })
     })
 }
 

@@ -6,6 +6,7 @@
 
 mod files;
 mod intern;
+mod json;
 mod scalar;
 mod store;
 #[cfg(test)]

@@ -77,13 +77,16 @@ fn is_float(text: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// Texts, and the value of each.
+    type Case<'c> = (&'c [&'c str], &'c dyn Fn(&str) -> Value);
+
     #[test]
     fn scalars_mean_what_kubernetes_takes_them_for() {
         let string = |text: &str| Value::String(text.into());
         let int = |number| move |text: &str| Value::Int(number, text.into());
         let bool = |value| move |text: &str| Value::Bool(value, text.into());
         let float = |text: &str| Value::Float(text.into());
-        let cases: [(&[&str], &dyn Fn(&str) -> Value); 14] = [
+        let cases: [Case<'_>; 14] = [
             (&["", "~", "null", "Null", "NULL"], &|_| Value::Null),
             (&["y", "yes", "On", "TRUE", "true"], &bool(true)),
             (&["n", "No", "off", "False"], &bool(false)),

@@ -153,3 +153,50 @@ impl Kept {
         self.newer = Some(problems);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use netpol_policy::generate::{Shape, manifests, snapshots};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::source::manifests::load;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Whatever happens to the files, the events lead to what a fresh look finds.
+        #[test]
+        fn events_lead_to_what_a_fresh_look_finds(
+            edits in prop::collection::vec(
+                (prop::sample::select(vec!["a.yaml", "b.yaml", "d/c.yaml"]), prop::option::of(snapshots(Shape {
+                    pods: 3,
+                    policies: 2,
+                    rules: 1,
+                    left_out: false,
+                }))),
+                1..8,
+            ),
+        ) {
+            let dir = tempfile::TempDir::new()?;
+            fs::create_dir(dir.path().join("d"))?;
+            let mut store = Store::new(dir.path());
+            let mut snapshot = Snapshot::default();
+            for (name, content) in edits {
+                let path = dir.path().join(name);
+                match content {
+                    Some(content) => fs::write(&path, manifests(&content))?,
+                    None => drop(fs::remove_file(&path)),
+                }
+                let change = store.scan(&mut |_| None)?;
+                change.into_iter().flat_map(|change| change.events).for_each(|event| snapshot.apply(event));
+                let fresh = load(dir.path()).map_err(|error| TestCaseError::fail(error.to_string()))?;
+                prop_assert_eq!(&snapshot, &fresh.snapshot);
+                prop_assert_eq!(store.problems(), fresh.problems);
+                prop_assert_eq!(store.scan(&mut |_| None)?, None);
+            }
+        }
+    }
+}

@@ -40,7 +40,7 @@ impl Version {
         match files::read(path) {
             Ok(text) => Self::parse(path, &text, interner),
             Err(problem) => Self {
-                problems: vec![problem],
+                problems: vec![*problem],
                 ..Self::default()
             },
         }
@@ -50,8 +50,11 @@ impl Version {
     pub(super) fn parse(path: &Path, text: &str, interner: &mut Interner) -> Self {
         let mut version = Self::default();
         let mut report = Report::new(Some(path.to_owned()));
-        yaml::documents(text, interner, |item, interner| match item {
-            Item::Document(node) => version.add(&node, None, &mut report, interner),
+        let mut list = None;
+        yaml::documents(text, interner, |item, _| match item {
+            Item::Document(node) => version.add(&node, None, &mut report),
+            Item::List(node) => list = parse::list_items(&node, &mut report).map(|(list, _)| list),
+            Item::Element(node) => version.add(&node, list.as_ref(), &mut report),
             Item::Broken(syntax) => version.problems.push(Problem {
                 line: syntax.line.map(Into::into),
                 ..problem(Severity::Error, path, syntax.message, syntax.help)
@@ -64,10 +67,10 @@ impl Version {
         version
     }
 
-    fn add(&mut self, node: &Node, list: Option<&ListOf>, report: &mut Report, interner: &mut Interner) {
+    fn add(&mut self, node: &Node, list: Option<&ListOf>, report: &mut Report) {
         if let Some((list, items)) = parse::list_items(node, report) {
             for item in items {
-                self.add(item, Some(&list), report, interner);
+                self.add(item, Some(&list), report);
             }
             return;
         }

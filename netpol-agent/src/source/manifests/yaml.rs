@@ -8,7 +8,7 @@ use std::{
 use netpol_policy::model::Str;
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
-use super::{intern::Interner, scalar};
+use super::{intern::Interner, json, scalar};
 use crate::source::parse::{Entry, Node, Quoted, Value};
 
 /// No Kubernetes object nests deeper; values are dropped recursively.
@@ -23,6 +23,10 @@ const MAX_ALIASED: usize = 100_000;
 pub(super) enum Item {
     /// A document that is not empty.
     Document(Node),
+    /// A list without its items, which follow.
+    List(Node),
+    /// An item of the last list.
+    Element(Node),
     /// Something that is no YAML. Where it is a mapping's field that is given twice, the document follows.
     Broken(Syntax),
 }
@@ -37,32 +41,47 @@ pub(super) struct Syntax {
 }
 
 /// Calls `each` for every document. They are parsed one by one, as Kubernetes' tools do, so that a broken one
-/// takes no other with it and only one is in memory.
+/// takes no other with it and only one is in memory; of a list in JSON only one item.
 pub(super) fn documents(text: &str, interner: &mut Interner, mut each: impl FnMut(Item, &mut Interner)) {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    for (line, chunk) in Chunks::new(text) {
-        let mut builder = Builder::new(line);
-        for event in Parser::new_from_str(chunk) {
-            let result = match event {
-                Ok((event, span)) => builder.event(event, span, interner),
-                Err(error) => Err(Syntax {
-                    line: builder.line(error.marker().line()),
-                    message: format!("not valid YAML: {}: this document is not read", error.info()),
-                    help: "correct it; `netpol-agent check` says when it is well",
-                }),
-            };
-            let result = result.map(|done| done.filter(|node| node.value != Value::Null));
-            for twice in builder.twice.drain(..) {
-                each(Item::Broken(twice), interner);
-            }
-            match result {
-                Ok(None) => {}
-                Ok(Some(node)) => each(Item::Document(node), interner),
-                Err(error) => {
-                    each(Item::Broken(error), interner);
-                    break;
-                }
-            }
+    for (before, chunk) in Chunks::new(text) {
+        let Some(list) = json::list(chunk) else {
+            parse(before, chunk, interner, &mut each);
+            continue;
+        };
+        parse(before, &list.head, interner, &mut |item, interner| match item {
+            Item::Document(node) => each(Item::List(node), interner),
+            other => each(other, interner),
+        });
+        for (lines, item) in list.items {
+            parse(before + lines, item, interner, &mut |item, interner| match item {
+                Item::Document(node) => each(Item::Element(node), interner),
+                other => each(other, interner),
+            });
+        }
+    }
+}
+
+/// Calls `each` for every document of `text`, before which there are `before` lines in the file.
+fn parse(before: usize, text: &str, interner: &mut Interner, each: &mut dyn FnMut(Item, &mut Interner)) {
+    let mut builder = Builder::new(before);
+    for event in Parser::new_from_str(text) {
+        let result = match event {
+            Ok((event, span)) => builder.event(event, span, interner),
+            Err(error) => Err(Syntax {
+                line: builder.line(error.marker().line()),
+                message: format!("not valid YAML: {}: this document is not read", error.info()),
+                help: "correct it; `netpol-agent check` says when it is well",
+            }),
+        };
+        let result = result.map(|done| done.filter(|node| node.value != Value::Null));
+        for twice in builder.twice.drain(..) {
+            each(Item::Broken(twice), interner);
+        }
+        match result {
+            Ok(None) => {}
+            Ok(Some(node)) => each(Item::Document(node), interner),
+            Err(error) => return each(Item::Broken(error), interner),
         }
     }
 }

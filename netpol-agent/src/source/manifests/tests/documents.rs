@@ -54,6 +54,33 @@ null
 }
 
 #[test]
+fn a_list_in_json_names_lines_and_types() {
+    let (objects, problems) = read(
+        "
+{\"items\": [
+  {\"metadata\": {\"name\": \"a\"}},
+  {
+    \"metadata\": {\"name\": \"b\", \"name\": \"c\"}
+  },
+  {\"metadata\": {\"name\": \"d\", \"labels\": {\"x\": true}}}
+], \"kind\": \"PodList\", \"apiVersion\": \"v1\"}
+",
+    );
+    assert_eq!(objects.len(), 2);
+    assert_eq!(objects[0], bare("default/a"));
+    assert_eq!(
+        problems,
+        [
+            "error: f.yaml:5: the field \"name\" is given twice, first on line 5: neither is used; help: remove one of \
+             them",
+            "error: f.yaml:5: Pod: metadata.name: a value given twice where a string belongs; help: write a string",
+            "error: f.yaml:7: Pod default/d: metadata.labels.x: the boolean true where a string belongs; help: put it \
+             in quotes: \"true\"",
+        ]
+    );
+}
+
+#[test]
 fn json_with_tabs_and_windows_line_ends() {
     let json = "{\r\n\t\"apiVersion\": \"v1\",\r\n\t\"kind\": \"Pod\",\r\n\t\"metadata\": {\r\n\t\t\"name\":\"a\",\"labels\":{}\r\n\t}\r\n}\r\n";
     assert_eq!(read(json), (vec![bare("default/a")], vec![]));
