@@ -21,7 +21,7 @@ pub fn quoted<S: Skb>(skb: &S, packet: &Packet, quote: &mut Packet) -> bool {
 
 #[inline(never)]
 fn quoted_linear<S: Skb>(skb: &S, packet: &Packet, quote: &mut Packet) -> bool {
-    *quote = Packet::default();
+    quote.clear();
     parse_ip::<S, true>(skb, packet.l4 + 8, packet.family, quote);
     // A quoted later fragment has no ports, and a quoted error no conversation.
     matches!(quote.kind, Kind::Open | Kind::Mid | Kind::Loose)
