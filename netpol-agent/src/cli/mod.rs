@@ -4,9 +4,12 @@
 //! [`Command`] and its arm in [`dispatch`].
 
 mod check;
+mod cleanup;
 mod explain;
 mod input;
 mod paint;
+mod run;
+mod status;
 
 use std::{
     fmt,
@@ -54,12 +57,21 @@ enum Command {
     Check(check::Args),
     /// Say whether X may reach Y, and which policies decide.
     Explain(explain::Args),
+    /// Enforce the policies for the pods of this node.
+    Run(run::Args),
+    /// Show what is enforced.
+    Status(status::Args),
+    /// Remove everything that netpol has put on this machine: nothing is enforced any more.
+    Cleanup(cleanup::Args),
 }
 
 fn dispatch(command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Run(args) => run::run(args),
+        Command::Status(args) => status::run(&args),
+        Command::Cleanup(args) => cleanup::run(&args),
     }
 }
 
@@ -145,7 +157,16 @@ pub fn main() -> ExitCode {
 
 fn exit_of(error: &anyhow::Error) -> Exit {
     // `downcast_ref` also sees a `BadInput` that was attached as context.
-    if error.downcast_ref::<BadInput>().is_some() || error.chain().any(|cause| cause.is::<BadInput>()) {
+    let missing = |cause: &(dyn std::error::Error + 'static)| {
+        cause
+            .downcast_ref::<crate::datapath::Error>()
+            .is_some_and(crate::datapath::Error::is_environment)
+    };
+    if error.downcast_ref::<BadInput>().is_some()
+        || error
+            .chain()
+            .any(|cause| cause.is::<BadInput>() || missing(cause))
+    {
         Exit::BadInput
     } else {
         Exit::Own

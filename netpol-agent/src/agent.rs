@@ -1,0 +1,413 @@
+//! The agent: one loop that brings the kernel to what the source says.
+//!
+//! Whatever wakes the loop (a manifest, a device, a CNI result, a timer), it looks at the state and diffs; it never
+//! acts on the kind of wake-up. A failed step leaves the policy in force and is tried again.
+
+use std::{
+    collections::BTreeMap,
+    future::pending,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use netpol_policy::{
+    compile::{Compiler, Dirty},
+    ids::IdSource,
+    model::{Snapshot, Str},
+    plan::{self, Scope},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    datapath::{
+        self, Datapath, LocalPod, Options,
+        devices::Role,
+        netlink::Announcements,
+        object::report_file,
+        report::{DeviceReport, Failure, PodReport, Report, RulesetReport},
+        wakeups::{Wakeups, Watch},
+    },
+    source::{
+        Problem,
+        manifests::{Change, Loaded, Watcher},
+    },
+};
+
+/// Also without a wake-up we look at devices so often.
+const RESYNC: Duration = Duration::from_secs(30);
+/// As above while a pod and a veth wait for each other: the CNI cache may be on a file system without events, and
+/// addresses in a pod's namespace announce nothing to us.
+const RESYNC_UNBOUND: Duration = Duration::from_millis(200);
+/// ... but not for ever so often: a pod whose manifest is early, a veth that is nobody's.
+const UNBOUND_PATIENCE: u32 = 50;
+/// First and longest pause before a failed step is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of manifests.
+    pub manifests: PathBuf,
+    /// The node whose pods are ours.
+    pub node: String,
+    /// The data path's options.
+    pub datapath: Options,
+    /// `NAMESPACE/NAME` or `NAMESPACE` of pods that may send from any address.
+    pub exempt: Vec<String>,
+    /// Bring the kernel up to date once and end; what is attached stays in force.
+    pub once: bool,
+}
+
+/// Runs until a signal ends it. Everything stays in force when it ends, however it ends.
+///
+/// # Errors
+/// The source or the data path can not be opened at all, or, with `once`, something could not be put in force.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let (loaded, watcher) = Watcher::start(&config.manifests).map_err(bad_input)?;
+        let announcements = Wakeups::devices()?;
+        let datapath = Datapath::open(config.datapath.clone())?;
+        Agent::new(config, loaded, datapath)
+            .run(watcher, announcements)
+            .await
+    })
+}
+
+fn bad_input(error: impl std::fmt::Display) -> crate::cli::BadInput {
+    crate::cli::BadInput(error.to_string())
+}
+
+struct Agent {
+    config: Config,
+    datapath: Datapath,
+    compiler: Compiler,
+    ids: IdSource,
+    /// What the compiler has changed since a plan was carried out last.
+    dirty: Dirty,
+    /// The kernel may hold anything, compare everything.
+    unsure: bool,
+    snapshot: Snapshot,
+    problems: Vec<Problem>,
+    failures: BTreeMap<String, u64>,
+    retry: Duration,
+    unbound_looks: u32,
+    started: u64,
+}
+
+impl Agent {
+    fn new(config: Config, loaded: Loaded, datapath: Datapath) -> Self {
+        // Ids go on above those in the kernel, so that none ever has two meanings.
+        let ids = IdSource::above(datapath.actual());
+        let mut compiler = Compiler::with_ids(Str::from(config.node.as_str()), ids.clone());
+        compiler.load(&loaded.snapshot);
+        for problem in &loaded.problems {
+            tracing::warn!("{problem}");
+        }
+        Self {
+            config,
+            datapath,
+            compiler,
+            ids,
+            dirty: Dirty::default(),
+            unsure: true,
+            snapshot: loaded.snapshot,
+            problems: loaded.problems,
+            failures: BTreeMap::new(),
+            retry: RETRY.0,
+            unbound_looks: 0,
+            started: now(),
+        }
+    }
+
+    async fn run(
+        mut self,
+        mut watcher: Watcher,
+        announcements: Wakeups<Announcements>,
+    ) -> anyhow::Result<()> {
+        let cni = watch_cni(self.datapath.cni_cache());
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        self.start();
+        if self.config.once {
+            return self.outcome();
+        }
+        loop {
+            let wake = sleep_until(self.next_look());
+            tokio::select! {
+                change = watcher.next() => match change {
+                    Some(change) => self.take(change),
+                    None => anyhow::bail!("the thread that watches {} has ended", self.config.manifests.display()),
+                },
+                announced = announcements.next() => {
+                    announced?;
+                    self.unbound_looks = 0;
+                }
+                () = cni_changed(cni.as_ref()) => self.unbound_looks = 0,
+                () = wake => {}
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+            self.reconcile();
+        }
+        tracing::info!("ending; what is attached stays in force (`netpol-agent cleanup` removes it)");
+        Ok(())
+    }
+
+    /// The first time: nothing was written so far; what an earlier run has pinned is in force.
+    fn start(&mut self) {
+        let pods = self.local_pods();
+        let mut failures = Vec::new();
+        failures.extend(self.datapath.look().err());
+        failures.extend(self.datapath.set_pods(pods).err());
+        // Bound by now: the addresses of pods were not known before.
+        failures.extend(self.datapath.look().err());
+        // Pods that talk already get their programs before their rules, so that what they are about to be isolated
+        // from is recorded, adopted and then judged, rather than cut.
+        self.datapath.admit_running();
+        failures.extend(self.datapath.bind().err());
+        failures.extend(self.datapath.attach());
+        self.finish(failures);
+        self.reconcile();
+    }
+
+    fn take(&mut self, change: Change) {
+        for problem in change
+            .problems
+            .iter()
+            .filter(|problem| !self.problems.iter().any(|old| old.is_same(problem)))
+        {
+            tracing::warn!("{problem}");
+        }
+        self.problems = change.problems;
+        for event in &change.events {
+            self.snapshot.apply(event.clone());
+        }
+        self.compiler.apply_all(change.events);
+    }
+
+    /// Brings the kernel to what the source and the devices say, each part as far as it goes.
+    fn reconcile(&mut self) {
+        let pods = self.local_pods();
+        let mut failures = Vec::new();
+        failures.extend(self.datapath.set_pods(pods).err());
+        failures.extend(self.datapath.look().err());
+        // A new device gets its programs at once; until its pod and the pod's rules are known nothing passes.
+        failures.extend(self.datapath.attach());
+        failures.extend(self.enforce().err());
+        failures.extend(self.datapath.bind().err());
+        self.finish(failures);
+    }
+
+    /// Plans and writes the tables.
+    fn enforce(&mut self) -> datapath::Result<()> {
+        self.dirty.merge(self.compiler.take_dirty());
+        let scope = if self.unsure {
+            Scope::Everything
+        } else {
+            Scope::Dirty(&self.dirty)
+        };
+        let desired = self.compiler.tables();
+        let plan = plan::plan(self.datapath.actual(), desired, scope, &mut self.ids);
+        if !plan.is_empty() {
+            let begun = std::time::Instant::now();
+            if let Err(error) = self.datapath.execute(&plan, desired) {
+                self.unsure = true;
+                return Err(error);
+            }
+            tracing::info!(
+                steps = plan.steps.len(),
+                pods = desired.pods.len(),
+                cells = desired.cells.len(),
+                took = ?begun.elapsed(),
+                "policy in force"
+            );
+        }
+        self.unsure = false;
+        self.dirty = Dirty::default();
+        Ok(())
+    }
+
+    /// Notes failures, tells those that are new, writes the report.
+    fn finish(&mut self, failures: Vec<datapath::Error>) {
+        let mut noted = BTreeMap::new();
+        for failure in failures {
+            let text = format!("{:#}", anyhow::Error::from(failure));
+            if !self.failures.contains_key(&text) {
+                tracing::error!("{text}");
+            }
+            let since = self.failures.get(&text).copied().unwrap_or_else(now);
+            noted.insert(text, since);
+        }
+        if noted.is_empty() {
+            self.retry = RETRY.0;
+        } else {
+            self.retry = (self.retry * 2).min(RETRY.1);
+        }
+        self.failures = noted;
+        if let Err(error) = self.report().write(&report_file(&self.config.datapath.files)) {
+            tracing::error!("{:#}", anyhow::Error::from(error));
+        }
+    }
+
+    fn next_look(&mut self) -> Instant {
+        let (pods, devices) = self.datapath.unbound();
+        let mut pause = if self.failures.is_empty() {
+            RESYNC
+        } else {
+            self.retry
+        };
+        if pods > 0 && devices > 0 && self.unbound_looks < UNBOUND_PATIENCE {
+            self.unbound_looks += 1;
+            pause = pause.min(RESYNC_UNBOUND);
+        }
+        Instant::now() + pause
+    }
+
+    fn local_pods(&self) -> Vec<LocalPod> {
+        let exempt = |namespace: &str, name: &str| {
+            self.config
+                .exempt
+                .iter()
+                .any(|pattern| match pattern.split_once('/') {
+                    Some((its_namespace, its_name)) => its_namespace == namespace && its_name == name,
+                    None => pattern == namespace,
+                })
+        };
+        self.compiler
+            .tables()
+            .pods
+            .keys()
+            .filter_map(|name| self.snapshot.pods.get(name))
+            .map(|pod| LocalPod {
+                name: pod.name.clone(),
+                uid: pod.uid.clone(),
+                addresses: pod.addresses.clone(),
+                exempt: exempt(&pod.name.namespace, &pod.name.name),
+            })
+            .collect()
+    }
+
+    fn outcome(&self) -> anyhow::Result<()> {
+        match self.failures.keys().next() {
+            Some(failure) => Err(anyhow::anyhow!("{failure}")),
+            None => Ok(()),
+        }
+    }
+
+    fn report(&self) -> Report {
+        let actual = self.datapath.actual();
+        let devices: Vec<DeviceReport> = self.datapath.devices().into_iter().map(device_report).collect();
+        let mut rulesets: BTreeMap<u32, RulesetReport> = BTreeMap::new();
+        let entry = |id| RulesetReport {
+            id,
+            cells: 0,
+            pods: 0,
+        };
+        for key in actual.cells.keys() {
+            rulesets
+                .entry(key.ruleset)
+                .or_insert_with(|| entry(key.ruleset))
+                .cells += 1;
+        }
+        for rules in actual.pods.values() {
+            for id in [rules.ingress, rules.egress].into_iter().filter(|id| *id != 0) {
+                rulesets.entry(id).or_insert_with(|| entry(id)).pods += 1;
+            }
+        }
+        Report {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.config.node.clone(),
+            pid: std::process::id(),
+            started: self.started,
+            updated: now(),
+            manifests: self.config.manifests.clone(),
+            kernel: self.datapath.kernel().clone(),
+            attach: self.datapath.mode(),
+            in_force: self.failures.is_empty(),
+            errors: self
+                .failures
+                .iter()
+                .map(|(error, since)| Failure {
+                    since: *since,
+                    error: error.clone(),
+                })
+                .collect(),
+            problems: self.problems.clone(),
+            pods: self.pod_reports(&devices),
+            devices,
+            policies: self.snapshot.policies.keys().map(ToString::to_string).collect(),
+            rulesets: rulesets.into_values().collect(),
+        }
+    }
+
+    fn pod_reports(&self, devices: &[DeviceReport]) -> Vec<PodReport> {
+        let actual = self.datapath.actual();
+        self.local_pods()
+            .into_iter()
+            .map(|pod| {
+                let rules = actual.pods.get(&pod.name).copied().unwrap_or_default();
+                let name = pod.name.to_string();
+                PodReport {
+                    index: self.datapath.index(&pod.name).unwrap_or(0),
+                    devices: devices
+                        .iter()
+                        .filter(|device| device.role == "pod" && device.detail == name)
+                        .map(|device| device.name.clone())
+                        .collect(),
+                    addresses: pod.addresses,
+                    ingress: rules.ingress,
+                    egress: rules.egress,
+                    name,
+                }
+            })
+            .collect()
+    }
+}
+
+fn device_report(
+    (name, index, role, programs): (&str, u32, &Role, Vec<datapath::attach::Hook>),
+) -> DeviceReport {
+    let (role, detail) = match role {
+        Role::Pod(Some(pod)) => ("pod", pod.to_string()),
+        Role::Pod(None) => ("pod", "not known yet".to_owned()),
+        Role::Outside => ("outside", String::new()),
+        Role::None(why) => ("none", (*why).to_owned()),
+    };
+    DeviceReport {
+        name: name.to_owned(),
+        index,
+        role: role.to_owned(),
+        detail,
+        programs,
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+/// Watches the CNI cache; `None` where there is none (then new devices are looked at more often).
+fn watch_cni(directory: &Path) -> Option<Wakeups<Watch>> {
+    Wakeups::directory(directory)
+        .inspect_err(
+            |error| tracing::debug!(directory = %directory.display(), %error, "no CNI cache to watch"),
+        )
+        .ok()
+}
+
+async fn cni_changed(watch: Option<&Wakeups<Watch>>) {
+    match watch {
+        Some(watch) if watch.next().await.is_ok() => {}
+        _ => pending().await,
+    }
+}

@@ -1,0 +1,160 @@
+//! `run`: enforces for the pods of one node.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use clap::ValueEnum;
+use netpol_common::ABI;
+
+use super::{BadInput, Exit, Manifests};
+use crate::{
+    agent,
+    datapath::{
+        Options, UnknownPods,
+        attach::Mode,
+        object::{Pins, check_capacities},
+        settings::{QUOTA, Settings, TIMEOUTS},
+    },
+};
+
+/// Where everything is pinned unless `--pin` says otherwise.
+pub(super) const PIN: &str = "/sys/fs/bpf/netpol";
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    manifests: Manifests,
+
+    /// The node whose pods are enforced here: `spec.nodeName` of its pods.
+    #[arg(long, env = "NETPOL_NODE", value_name = "NAME")]
+    node: String,
+
+    /// Where to pin maps, programs and links, on a BPF file system. One for each node of a machine.
+    #[arg(long, env = "NETPOL_PIN", value_name = "DIR", default_value = PIN)]
+    pin: PathBuf,
+
+    /// Where to write the agent's report for `status`, and which pod has which index.
+    #[arg(long, env = "NETPOL_STATE", value_name = "DIR", default_value = "/run/netpol")]
+    state: PathBuf,
+
+    /// Bring the kernel up to date and end; what is attached stays in force.
+    #[arg(long)]
+    once: bool,
+
+    /// How to attach programs.
+    #[arg(long, env = "NETPOL_ATTACH", value_name = "HOW", default_value = "auto")]
+    attach: Attach,
+
+    /// What a pod's device gets until its pod is known.
+    #[arg(
+        long,
+        env = "NETPOL_UNKNOWN_PODS",
+        value_name = "WHAT",
+        default_value = "deny"
+    )]
+    unknown_pods: UnknownPods,
+
+    /// Judge the node's own packets to its pods, too; the API always allows them.
+    #[arg(long, env = "NETPOL_POLICE_NODE")]
+    police_node: bool,
+
+    /// The container runtime's CNI results: they say which veth is which pod's.
+    #[arg(
+        long,
+        env = "NETPOL_CNI_CACHE",
+        value_name = "DIR",
+        default_value = "/var/lib/cni/results"
+    )]
+    cni_cache: PathBuf,
+
+    /// A device that leads outside, whatever it looks like; a trailing `*` stands for any rest. Repeatable.
+    #[arg(long, env = "NETPOL_OUTSIDE", value_name = "DEVICE", value_delimiter = ',')]
+    outside: Vec<String>,
+
+    /// Pods that may send from any address and speak tunnel protocols (VPN and router pods). Repeatable.
+    #[arg(
+        long,
+        env = "NETPOL_EXEMPT",
+        value_name = "NAMESPACE[/POD]",
+        value_delimiter = ','
+    )]
+    exempt: Vec<String>,
+
+    /// The capacity of a map, in entries; counts when the map is made. Repeatable.
+    #[arg(long, env = "NETPOL_MAP_SIZE", value_name = "MAP=ENTRIES", value_delimiter = ',', value_parser = assignment)]
+    map_size: Vec<(String, u32)>,
+
+    /// How long a flow may be silent: opening, established, closing, reset, unanswered, answered, fragment. Repeatable.
+    #[arg(long, env = "NETPOL_TIMEOUT", value_name = "STATE=SECONDS", value_delimiter = ',', value_parser = assignment)]
+    timeout: Vec<(String, u32)>,
+
+    /// How many unanswered flows one pod may have recorded in 30 seconds.
+    #[arg(long, env = "NETPOL_QUOTA", value_name = "FLOWS", default_value_t = QUOTA)]
+    quota: u32,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Attach {
+    /// TCX where the kernel has it (6.6), else clsact.
+    Auto,
+    /// TCX links.
+    Tcx,
+    /// Filters of a clsact qdisc.
+    Clsact,
+}
+
+fn assignment(text: &str) -> Result<(String, u32), String> {
+    let (name, number) = text.split_once('=').ok_or("not of the form NAME=NUMBER")?;
+    let number = number.parse().map_err(|error| format!("{number}: {error}"))?;
+    Ok((name.to_owned(), number))
+}
+
+fn settings(args: &Args) -> Result<Settings, BadInput> {
+    let mut settings = Settings {
+        quota: args.quota,
+        ..Settings::default()
+    };
+    for (name, seconds) in &args.timeout {
+        let Some((_, place, _)) = TIMEOUTS.iter().find(|(known, _, _)| known == name) else {
+            let known: Vec<_> = TIMEOUTS.iter().map(|(name, _, _)| *name).collect();
+            let known = known.join(", ");
+            return Err(BadInput(format!(
+                "--timeout {name}: no such state; there are {known}"
+            )));
+        };
+        settings.timeouts[*place] = u64::from(*seconds);
+    }
+    Ok(settings)
+}
+
+/// Runs until a signal ends it.
+pub(super) fn run(args: Args) -> anyhow::Result<Exit> {
+    let capacities: BTreeMap<_, _> = args.map_size.iter().cloned().collect();
+    check_capacities(&capacities).map_err(|error| BadInput(format!("--map-size: {error}")))?;
+    if args.node.is_empty() || args.node.contains('/') {
+        return Err(BadInput(format!("--node `{}` is not the name of a node", args.node)).into());
+    }
+    let settings = settings(&args)?;
+    agent::run(agent::Config {
+        manifests: args.manifests.dir,
+        datapath: Options {
+            pins: Pins::new(args.pin.join(format!("v{ABI}"))),
+            files: args.state.join(&args.node),
+            attach: match args.attach {
+                Attach::Auto => None,
+                Attach::Tcx => Some(Mode::Tcx),
+                Attach::Clsact => Some(Mode::Clsact),
+            },
+            capacities,
+            settings,
+            unknown: args.unknown_pods,
+            police_node: args.police_node,
+            cni_cache: args.cni_cache,
+            outside: args.outside,
+        },
+        node: args.node,
+        exempt: args.exempt,
+        once: args.once,
+    })?;
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,139 @@
+//! Carries out a plan on the kernel's maps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use netpol_common::pod::state;
+use netpol_policy::{
+    plan::{Adoption, Plan, Step},
+    tables::Tables,
+};
+
+use super::{
+    Datapath, adopt,
+    binder::owners,
+    conntrack,
+    error::Result,
+    kernel,
+    node::{jiffies, read_back},
+};
+
+/// The bits of `state::FLAGS` that a plan writes.
+const TABLE_FLAGS: u64 =
+    state::FLAG_ANY_INGRESS | state::FLAG_ANY_ISOLATED | state::FLAG_NETS4 | state::FLAG_NETS6;
+/// For so many seconds after a pod's isolation began, mid-stream TCP that conntrack did not know may be adopted.
+const ADOPTION: u64 = 5;
+
+impl Datapath {
+    /// Carries out `plan`, which leads from [`Self::actual`] to `desired`.
+    ///
+    /// # Errors
+    /// A map is full or can not be written. The steps before stand: their order is such that the policy in force is
+    /// still the old one, or the new one. [`Self::actual`] is then read from the kernel again, so that the next plan (of
+    /// [`netpol_policy::plan::Scope::Everything`]) starts from what is there.
+    pub fn execute(&mut self, plan: &Plan, desired: &Tables) -> Result<()> {
+        for step in &plan.steps {
+            if let Err(error) = self.step(step, desired) {
+                self.actual = read_back(&self.maps, &self.slots)?;
+                return Err(error);
+            }
+            self.actual.apply(step);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step, desired: &Tables) -> Result<()> {
+        let maps = &mut self.maps;
+        match step {
+            Step::Flags(flags) => maps.set_flags(TABLE_FLAGS, *flags),
+            Step::PutPorts(list) => list
+                .iter()
+                .try_for_each(|(key, chunk)| maps.set_ports(*key, Some(*chunk)))?,
+            Step::PutCells(list) => list
+                .iter()
+                .try_for_each(|(key, cell)| maps.set_cell(*key, Some(*cell)))?,
+            Step::PutHosts(list) => list
+                .iter()
+                .try_for_each(|(address, class)| maps.set_host(*address, Some(*class)))?,
+            Step::PutNets(list) => list
+                .iter()
+                .try_for_each(|(net, class)| maps.set_net(*net, Some(*class)))?,
+            Step::PutPods(list) => {
+                for (name, rules) in list {
+                    // A pod for which no index was free has no device in the kernel either: it is cut off.
+                    if let Some(slot) = self.slots.get(name) {
+                        maps.set_rules(slot.index, *rules);
+                    }
+                }
+            }
+            // Their slots were freed when they left the set of local pods.
+            Step::RemovePods(_) => {}
+            Step::Adopt(list) => self.adopt(list, desired),
+            Step::Epoch => maps.move_epoch(),
+            Step::Grace => kernel::grace(),
+            Step::RemoveHosts(list) => list
+                .iter()
+                .try_for_each(|address| maps.set_host(*address, None))?,
+            Step::RemoveNets(list) => list.iter().try_for_each(|net| maps.set_net(*net, None))?,
+            Step::RemoveCells(list) => list.iter().try_for_each(|key| maps.set_cell(*key, None))?,
+            Step::RemovePorts(list) => list.iter().try_for_each(|key| maps.set_ports(*key, None))?,
+        }
+        Ok(())
+    }
+
+    /// Takes over the connections of pods whose isolation begins. Without conntrack (no netfilter, bridged packets that it
+    /// never sees) there is still the grace for mid-stream TCP: enforcement does not wait for it.
+    fn adopt(&mut self, list: &[Adoption], desired: &Tables) {
+        match self.try_adopt(list, desired) {
+            Ok(flows) => tracing::info!(
+                pods = list.len(),
+                flows,
+                "adopted the connections of newly isolated pods"
+            ),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "connections of newly isolated pods could not be adopted from conntrack"
+            ),
+        }
+    }
+
+    fn try_adopt(&mut self, list: &[Adoption], desired: &Tables) -> Result<usize> {
+        let now = jiffies(&mut self.ebpf)?;
+        for slot in list.iter().filter_map(|adoption| self.slots.get(&adoption.pod)) {
+            self.maps.set_adopt_until(slot.index, now + ADOPTION * self.hz);
+        }
+        let begins: BTreeSet<_> = list.iter().map(|adoption| &adoption.pod).collect();
+        let mut ends = BTreeMap::new();
+        for (address, name) in owners(&self.pods) {
+            let Some(slot) = self.slots.get(&name) else {
+                continue;
+            };
+            let rules = desired.pods.get(&name).copied().unwrap_or_default();
+            ends.insert(
+                address,
+                adopt::End {
+                    slot,
+                    ingress: rules.ingress != 0,
+                    egress: rules.egress != 0,
+                    begins: begins.contains(&name),
+                },
+            );
+        }
+        let node: BTreeSet<IpAddr> = self
+            .seen
+            .addresses
+            .values()
+            .flatten()
+            .map(ipnet::IpNet::addr)
+            .collect();
+        // One before the current: each is judged at its next packet.
+        let epoch = self.maps.epoch().wrapping_sub(1) as u32;
+        let mut written = 0;
+        for entry in adopt::entries(&conntrack::dump()?, &ends, &node, epoch, now) {
+            written += usize::from(self.maps.adopt(&entry)?);
+        }
+        Ok(written)
+    }
+}

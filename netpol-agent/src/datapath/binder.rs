@@ -1,0 +1,239 @@
+//! Which veth is which pod's: evidence from the CNI cache, host routes, aliases, and the far end's addresses.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+};
+
+use netpol_policy::model::ObjectName;
+
+use super::{
+    cni::Cache,
+    devices::{Device, Evidence, Role, Seen, classify},
+    error::Result,
+    namespaces,
+};
+
+/// A local pod, as the agent describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// `metadata.uid`
+    pub uid: netpol_policy::model::Str,
+    /// Its addresses, at most one a family.
+    pub addresses: Vec<IpAddr>,
+    /// May send from other addresses and speak tunnel protocols.
+    pub exempt: bool,
+}
+
+/// What was bound by the far end's addresses. It is kept while the device and the pod are there: a pod may
+/// give itself more addresses, but not another identity.
+#[derive(Debug)]
+pub(crate) struct Binder {
+    cache: Cache,
+    outside: Vec<String>,
+    /// ifindex and the peer's ifindex (another device may get the number) → pod.
+    far: BTreeMap<(u32, Option<u32>), ObjectName>,
+}
+
+impl Binder {
+    /// `outside`: device names that the administrator calls outside.
+    pub(crate) fn new(cni_cache: PathBuf, outside: Vec<String>) -> Self {
+        Self {
+            cache: Cache::new(cni_cache),
+            outside,
+            far: BTreeMap::new(),
+        }
+    }
+
+    /// The role of every device in `seen`.
+    pub(crate) fn roles(&mut self, seen: &Seen, pods: &[LocalPod]) -> Result<BTreeMap<u32, Role>> {
+        let mut evidence = Evidence {
+            bound: self.cached(seen)?,
+            addresses: owners(pods),
+            outside: self.outside.clone(),
+        };
+        self.forget(seen, &evidence);
+        evidence
+            .bound
+            .extend(self.far.iter().map(|((index, _), pod)| (*index, pod.clone())));
+        let roles = classify(seen, &evidence);
+
+        // Asking other namespaces is dear and needs CAP_SYS_ADMIN: only where a pod has no device and a device no pod.
+        let bound: BTreeSet<&ObjectName> = roles.values().filter_map(pod_of).collect();
+        let lost = |pod: &&LocalPod| !pod.addresses.is_empty() && !bound.contains(&pod.name);
+        let homeless: BTreeMap<IpAddr, ObjectName> = evidence
+            .addresses
+            .iter()
+            .filter(|(_, name)| pods.iter().filter(lost).any(|pod| pod.name == **name))
+            .map(|(address, name)| (*address, name.clone()))
+            .collect();
+        let unknown = || {
+            seen.devices
+                .values()
+                .filter(|device| device.kind == "veth" && roles.get(&device.index) == Some(&Role::Pod(None)))
+        };
+        if homeless.is_empty() || unknown().next().is_none() {
+            return Ok(roles);
+        }
+        let far = namespaces::far_addresses(unknown())?;
+        let found = self.bind_far(unknown(), &far, &homeless);
+        if found.is_empty() {
+            return Ok(roles);
+        }
+        evidence.bound.extend(found);
+        Ok(classify(seen, &evidence))
+    }
+
+    /// Where the runtime keeps its results.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.cache.directory()
+    }
+
+    fn cached(&mut self, seen: &Seen) -> Result<BTreeMap<u32, ObjectName>> {
+        let names = self.cache.look()?;
+        let veths = seen.devices.values().filter(|device| device.kind == "veth");
+        Ok(veths
+            .filter_map(|device| Some((device.index, names.get(&device.name)?.clone())))
+            .collect())
+    }
+
+    /// Drops bindings whose device or pod is gone, or whom a better source knows.
+    fn forget(&mut self, seen: &Seen, evidence: &Evidence) {
+        self.far.retain(|(index, lower), pod| {
+            let same = seen
+                .devices
+                .get(index)
+                .is_some_and(|device| device.lower == *lower);
+            same && !evidence.bound.contains_key(index)
+                && evidence.addresses.values().any(|owner| owner == pod)
+        });
+    }
+
+    fn bind_far<'a>(
+        &mut self,
+        devices: impl Iterator<Item = &'a Device>,
+        far: &BTreeMap<u32, Vec<IpAddr>>,
+        homeless: &BTreeMap<IpAddr, ObjectName>,
+    ) -> BTreeMap<u32, ObjectName> {
+        let mut found = BTreeMap::new();
+        let mut taken: BTreeSet<ObjectName> = BTreeSet::new();
+        for device in devices {
+            let addresses = far.get(&device.index).map_or(&[][..], Vec::as_slice);
+            let Some(pod) = addresses.iter().find_map(|address| homeless.get(address)) else {
+                continue;
+            };
+            if taken.insert(pod.clone()) {
+                self.far.insert((device.index, device.lower), pod.clone());
+                found.insert(device.index, pod.clone());
+            } else {
+                tracing::warn!(device = device.name, %pod, "another device claims this pod's address: not bound");
+            }
+        }
+        found
+    }
+}
+
+fn pod_of(role: &Role) -> Option<&ObjectName> {
+    match role {
+        Role::Pod(pod) => pod.as_ref(),
+        _ => None,
+    }
+}
+
+/// Whose each address is. Of several, the first by name; sources report such pods.
+pub(crate) fn owners(pods: &[LocalPod]) -> BTreeMap<IpAddr, ObjectName> {
+    let mut owners = BTreeMap::new();
+    for pod in pods {
+        for address in &pod.addresses {
+            owners.entry(*address).or_insert_with(|| pod.name.clone());
+        }
+    }
+    owners
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str, address: &str) -> LocalPod {
+        LocalPod {
+            name: ObjectName::new("default", name),
+            uid: "".into(),
+            addresses: vec![address.parse().unwrap()],
+            exempt: false,
+        }
+    }
+
+    fn veth(index: u32) -> Device {
+        Device {
+            index,
+            name: format!("veth{index}"),
+            kind: "veth".into(),
+            lower: Some(2),
+            peer_namespace: Some(index as i32),
+            ..Device::default()
+        }
+    }
+
+    fn binder() -> Binder {
+        Binder::new("/nonexistent".into(), Vec::new())
+    }
+
+    #[test]
+    fn an_address_binds_one_device_and_stays() {
+        let (a, b) = (veth(5), veth(6));
+        let db = pod("db", "10.0.0.5");
+        let homeless = owners(std::slice::from_ref(&db));
+        let far = BTreeMap::from([
+            (5, vec!["10.0.0.5".parse().unwrap()]),
+            (6, vec!["10.0.0.5".parse().unwrap()]),
+        ]);
+        let mut binder = binder();
+        let found = binder.bind_far([&a, &b].into_iter(), &far, &homeless);
+        assert_eq!(found, BTreeMap::from([(5, db.name.clone())]));
+
+        let seen = Seen {
+            devices: [a, b].map(|device| (device.index, device)).into(),
+            ..Seen::default()
+        };
+        // The other device is unknown; nobody is homeless, so nobody is asked again.
+        let roles = binder.roles(&seen, std::slice::from_ref(&db)).unwrap();
+        assert_eq!(
+            roles,
+            BTreeMap::from([(5, Role::Pod(Some(db.name.clone()))), (6, Role::Pod(None))])
+        );
+    }
+
+    #[test]
+    fn a_binding_ends_with_its_device_or_pod() {
+        let db = pod("db", "10.0.0.5");
+        let bound = || Binder {
+            far: BTreeMap::from([((5, Some(2)), db.name.clone())]),
+            ..binder()
+        };
+        let look = |device: Device, pods: &[LocalPod]| {
+            let mut binder = bound();
+            let seen = Seen {
+                devices: BTreeMap::from([(device.index, device)]),
+                ..Seen::default()
+            };
+            let evidence = Evidence {
+                addresses: owners(pods),
+                ..Evidence::default()
+            };
+            binder.forget(&seen, &evidence);
+            binder.far.len()
+        };
+        let replaced = Device {
+            lower: Some(9),
+            ..veth(5)
+        };
+        assert_eq!(look(veth(5), std::slice::from_ref(&db)), 1);
+        assert_eq!(look(replaced, std::slice::from_ref(&db)), 0);
+        assert_eq!(look(veth(6), std::slice::from_ref(&db)), 0);
+        assert_eq!(look(veth(5), &[pod("web", "10.0.0.6")]), 0);
+    }
+}

@@ -1,0 +1,230 @@
+//! Which device is a pod's, which leads outside, which carries neither.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use netpol_policy::model::ObjectName;
+
+/// A network device, as far as it matters here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// Its ifindex.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// `IFLA_INFO_KIND`: `veth`, `bridge`, `vxlan`, ...; empty for hardware.
+    pub kind: String,
+    /// `IFF_LOOPBACK`
+    pub loopback: bool,
+    /// `IFF_UP`
+    pub up: bool,
+    /// `IFLA_LINK`: a veth's peer (an ifindex in the peer's namespace), a VLAN's parent.
+    pub lower: Option<u32>,
+    /// `IFLA_LINK_NETNSID`: set where the peer is in another network namespace.
+    pub peer_namespace: Option<i32>,
+    /// The bridge or bond that it is a port of.
+    pub master: Option<u32>,
+    /// `ip link set alias`
+    pub alias: Option<String>,
+    /// What a tunnel device listens on: IP protocol and port (0 where the protocol has none).
+    pub tunnel: Option<(u8, u16)>,
+}
+
+/// A route over one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// The device's ifindex.
+    pub device: u32,
+    /// Where it leads.
+    pub to: IpNet,
+    /// Over a router (else the destination is on the link).
+    pub gateway: bool,
+}
+
+/// All of it at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// By ifindex.
+    pub devices: BTreeMap<u32, Device>,
+    /// By ifindex.
+    pub addresses: BTreeMap<u32, Vec<IpNet>>,
+    /// Unicast routes of all tables.
+    pub routes: Vec<Route>,
+}
+
+/// What a device is to netpol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The host side of a pod's veth. `None`: nobody has said yet which pod's.
+    Pod(Option<ObjectName>),
+    /// It leads outside.
+    Outside,
+    /// It gets no programs; the text says why.
+    None(&'static str),
+}
+
+/// The alias that names a veth's pod in set-ups without CNI: `netpol:NAMESPACE/NAME`.
+const ALIAS: &str = "netpol:";
+
+/// What is known from elsewhere about devices and pods.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    /// Host veth (by ifindex) → pod: CNI results, the peer's addresses, or an earlier look.
+    pub bound: BTreeMap<u32, ObjectName>,
+    /// The local pods' addresses.
+    pub addresses: BTreeMap<IpAddr, ObjectName>,
+    /// Device names (a trailing `*` matches any rest) that the administrator calls outside.
+    pub outside: Vec<String>,
+}
+
+/// The role of every device.
+#[must_use]
+pub fn classify(seen: &Seen, evidence: &Evidence) -> BTreeMap<u32, Role> {
+    let bridges = Bridges::new(seen, evidence);
+    seen.devices
+        .values()
+        .map(|device| (device.index, role(device, seen, evidence, &bridges)))
+        .collect()
+}
+
+fn role(device: &Device, seen: &Seen, evidence: &Evidence, bridges: &Bridges) -> Role {
+    if device.loopback {
+        return Role::None("the loopback device");
+    }
+    if evidence
+        .outside
+        .iter()
+        .any(|pattern| matches_name(pattern, &device.name))
+    {
+        return Role::Outside;
+    }
+    if device.kind == "bridge" {
+        // Every packet over a bridge crosses one of its ports, and a program at the bridge itself would
+        // overwrite the mark that the port of the sending pod has written.
+        return Role::None("a bridge: its ports are watched");
+    }
+    if device.kind != "veth" || device.peer_namespace.is_none() {
+        return Role::Outside;
+    }
+    if let Some(pod) = pod_of(device, seen, evidence) {
+        return Role::Pod(Some(pod));
+    }
+    if is_uplink(device, seen) {
+        return Role::Outside;
+    }
+    match device.master {
+        Some(master) if bridges.outside.contains(&master) => Role::Outside,
+        _ => Role::Pod(None),
+    }
+}
+
+/// The pod behind a veth, by the first evidence there is.
+fn pod_of(device: &Device, seen: &Seen, evidence: &Evidence) -> Option<ObjectName> {
+    if let Some(pod) = evidence.bound.get(&device.index) {
+        return Some(pod.clone());
+    }
+    if let Some(pod) = device
+        .alias
+        .as_deref()
+        .and_then(|alias| alias.strip_prefix(ALIAS))
+    {
+        let (namespace, name) = pod.split_once('/')?;
+        return Some(ObjectName::new(namespace, name));
+    }
+    seen.routes
+        .iter()
+        .filter(|route| route.device == device.index && !route.gateway && is_host(&route.to))
+        .find_map(|route| evidence.addresses.get(&route.to.addr()))
+        .cloned()
+}
+
+/// A device over which the node itself reaches others: it has an address of the node's or a route over a
+/// router. (The host side of a ptp veth has the gateway's address, too, but also a route to its pod.)
+fn is_uplink(device: &Device, seen: &Seen) -> bool {
+    let addresses = seen.addresses.get(&device.index).map_or(&[][..], Vec::as_slice);
+    addresses.iter().any(|net| !is_link_local(net.addr()))
+        || seen
+            .routes
+            .iter()
+            .any(|route| route.device == device.index && (route.gateway || route.to.prefix_len() == 0))
+}
+
+fn is_host(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+fn matches_name(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => pattern == name,
+    }
+}
+
+/// Bridges whose unknown ports lead outside rather than to pods.
+struct Bridges {
+    outside: BTreeSet<u32>,
+}
+
+impl Bridges {
+    fn new(seen: &Seen, evidence: &Evidence) -> Self {
+        let outside = seen
+            .devices
+            .values()
+            .filter(|device| device.kind == "bridge")
+            .filter(|bridge| !carries_pods(bridge, seen, evidence) && leads_outside(bridge, seen, evidence))
+            .map(|bridge| bridge.index)
+            .collect();
+        Self { outside }
+    }
+}
+
+fn carries_pods(bridge: &Device, seen: &Seen, evidence: &Evidence) -> bool {
+    let own = seen.addresses.get(&bridge.index).map_or(&[][..], Vec::as_slice);
+    let subnet = |address: &IpAddr| {
+        own.iter()
+            .any(|net| !is_link_local(net.addr()) && net.contains(address))
+    };
+    evidence.addresses.keys().any(subnet)
+        || evidence
+            .bound
+            .keys()
+            .filter_map(|index| seen.devices.get(index))
+            .any(|port| port.master == Some(bridge.index))
+}
+
+/// The node's way out runs over the bridge, or a port of it is no veth, or the pods are known to be elsewhere.
+fn leads_outside(bridge: &Device, seen: &Seen, evidence: &Evidence) -> bool {
+    let routed = seen
+        .routes
+        .iter()
+        .any(|route| route.device == bridge.index && (route.gateway || route.to.prefix_len() == 0));
+    let uplink = seen
+        .devices
+        .values()
+        .any(|port| port.master == Some(bridge.index) && port.kind != "veth");
+    routed || uplink || !evidence.bound.is_empty()
+}
+
+/// What the node's tunnels listen on, for [`netpol_common::pod::Config::tunnels`].
+#[must_use]
+pub fn tunnels(seen: &Seen) -> BTreeSet<(u8, u16)> {
+    seen.devices
+        .values()
+        .filter(|device| device.up)
+        .filter_map(|device| device.tunnel)
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "devices_tests.rs"]
+mod tests;

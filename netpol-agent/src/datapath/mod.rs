@@ -1,0 +1,31 @@
+//! Everything that talks to the kernel: maps, programs, links, devices, conntrack.
+//!
+//! All aya, netlink and `bpf(2)` calls of the agent are below this module; what it decides from is plain
+//! data, so that the deciding parts ([`devices`], [`cni`], [`conntrack`], [`pods`]) are tested without a kernel.
+
+mod abi;
+pub mod adopt;
+mod apply;
+pub mod attach;
+mod binder;
+pub mod cleanup;
+pub mod cni;
+pub mod conntrack;
+pub mod devices;
+pub mod error;
+pub mod kernel;
+mod maps;
+mod namespaces;
+pub mod netlink;
+mod node;
+pub mod object;
+pub mod pods;
+mod qdisc;
+pub mod report;
+pub mod settings;
+pub mod wakeups;
+mod words;
+
+pub use binder::LocalPod;
+pub use error::{Error, Result};
+pub use node::{Datapath, Options, UnknownPods};

@@ -1,0 +1,216 @@
+//! What `status` shows: what the agent last wrote about itself, and what the kernel holds right now.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use netpol_common::{event::maps as names, reason};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    abi::SHAPES,
+    attach::{Hook, Mode},
+    error::{Error, Result},
+    kernel::Kernel,
+    maps,
+    object::{self, Pins},
+};
+use crate::source::Problem;
+
+/// Written by the agent after each change; times are seconds since 1970.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The agent's version.
+    pub version: String,
+    /// `--node`
+    pub node: String,
+    /// The agent's process.
+    pub pid: u32,
+    /// When it started.
+    pub started: u64,
+    /// When this was written.
+    pub updated: u64,
+    /// `--manifests`
+    pub manifests: PathBuf,
+    /// What the kernel offers.
+    pub kernel: Kernel,
+    /// How programs are attached.
+    pub attach: Mode,
+    /// Whether the kernel enforces exactly what the source says; else `errors` says what is missing.
+    pub in_force: bool,
+    /// What failed and is tried again, oldest first.
+    pub errors: Vec<Failure>,
+    /// What is wrong with the source.
+    pub problems: Vec<Problem>,
+    /// Every device of the node's network namespace.
+    pub devices: Vec<DeviceReport>,
+    /// The node's pods.
+    pub pods: Vec<PodReport>,
+    /// Names of all policies of the source.
+    pub policies: Vec<String>,
+    /// Rulesets in the kernel.
+    pub rulesets: Vec<RulesetReport>,
+}
+
+/// One failed operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// When it failed first.
+    pub since: u64,
+    /// Operation, object, cause, remedy.
+    pub error: String,
+}
+
+/// One device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceReport {
+    /// Its name.
+    pub name: String,
+    /// Its ifindex.
+    pub index: u32,
+    /// `pod`, `outside` or `none`.
+    pub role: String,
+    /// The pod, or why it gets no programs.
+    pub detail: String,
+    /// What is attached.
+    pub programs: Vec<Hook>,
+}
+
+/// One local pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodReport {
+    /// `namespace/name`
+    pub name: String,
+    /// Its index in the kernel; 0 = none was free.
+    pub index: u32,
+    /// Its addresses.
+    pub addresses: Vec<std::net::IpAddr>,
+    /// Its devices.
+    pub devices: Vec<String>,
+    /// The ruleset of what may come in; 0 = not isolated.
+    pub ingress: u32,
+    /// The ruleset of what may go out; 0 = not isolated.
+    pub egress: u32,
+}
+
+/// One ruleset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RulesetReport {
+    /// Its id.
+    pub id: u32,
+    /// How many classes of peers it has a cell for.
+    pub cells: usize,
+    /// How many of the node's pods use it, as ingress or egress.
+    pub pods: usize,
+}
+
+/// What the pins say at this moment, with or without an agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    /// Whether a process holds the pins.
+    pub running: bool,
+    /// The policy epoch is not read here: `state` is mapped by the agent only. Maps in the ABI's order.
+    pub maps: Vec<MapReport>,
+    /// Pinned programs.
+    pub programs: Vec<String>,
+    /// Pinned links, `IFINDEX-DIRECTION`.
+    pub links: Vec<String>,
+    /// Dropped packets by reason.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// One pinned map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapReport {
+    /// Its name.
+    pub name: String,
+    /// Entries in use; `None` for arrays and the ring.
+    pub entries: Option<usize>,
+    /// `max_entries` (bytes, for the ring).
+    pub capacity: u32,
+}
+
+impl Live {
+    /// Reads the pins; `None` where nothing is pinned.
+    ///
+    /// # Errors
+    /// A pinned map can not be opened, or is not of this version.
+    pub fn read(pins: &Pins) -> Result<Option<Self>> {
+        if !pins.root().exists() {
+            return Ok(None);
+        }
+        let mut live = Self {
+            running: is_held(pins.root())?,
+            programs: listed(&pins.root().join("progs"))?,
+            links: listed(&pins.root().join("links"))?,
+            ..Self::default()
+        };
+        for shape in SHAPES {
+            if !pins.map(shape.name).exists() {
+                continue;
+            }
+            let (map, capacity) = object::pinned(pins, shape)?;
+            live.maps.push(MapReport {
+                name: shape.name.to_owned(),
+                entries: maps::fill(&map, shape.name),
+                capacity,
+            });
+            if shape.name == names::DROPS {
+                for (key, count) in maps::drops(map)? {
+                    let name = u8::try_from(key.reason).map_or("unknown", reason::name);
+                    *live.drops.entry(name.to_owned()).or_default() += count.packets;
+                }
+            }
+        }
+        Ok(Some(live))
+    }
+}
+
+/// Whether an agent has locked the pins.
+fn is_held(root: &Path) -> Result<bool> {
+    let directory = File::open(root).map_err(Error::io(format!("opening {}", root.display())))?;
+    match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+        Ok(_) => Ok(false),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(true),
+        Err((_, errno)) => Err(Error::io(format!("locking {}", root.display()))(errno.into())),
+    }
+}
+
+fn listed(directory: &Path) -> Result<Vec<String>> {
+    match super::attach::entries(directory) {
+        Ok(mut names) => {
+            names.sort_unstable();
+            Ok(names)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Report {
+    /// Reads what an agent wrote; `None` where there is nothing.
+    ///
+    /// # Errors
+    /// The file can not be read or understood.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(format!("reading {}", path.display()))(error)),
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| Error::io(format!("reading {}", path.display()))(error.into()))
+    }
+
+    /// Writes it as a whole.
+    ///
+    /// # Errors
+    /// The directory can not be made or written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        super::pods::write_whole(path, self)
+    }
+}
