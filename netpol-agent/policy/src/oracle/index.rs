@@ -1,14 +1,12 @@
 //! Who has which address, and which policies select whom: found once, asked often.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
-    sync::OnceLock,
-};
+use std::{borrow::Cow, collections::HashMap, net::IpAddr, ops::Range, sync::OnceLock};
 
-use super::selector::selects;
-use crate::model::{Direction, Labels, Namespace, ObjectName, Pod, Policy, Snapshot};
+use super::{
+    prepared::{PreparedPolicy, PreparedRule, SelectorPeers},
+    selector::selects,
+};
+use crate::model::{Direction, Labels, Namespace, ObjectName, Pod, Snapshot};
 
 /// A pod with addresses of its own, to which policies apply.
 #[derive(Debug)]
@@ -16,9 +14,11 @@ struct Endpoint<'a> {
     pod: &'a Pod,
     /// Its namespace's labels, in [`Index::namespaces`].
     namespace: usize,
-    /// The policies that select it, by direction; found at the first question.
-    ingress: OnceLock<Vec<&'a Policy>>,
-    egress: OnceLock<Vec<&'a Policy>>,
+    /// The policies that select it, in [`Index::policies`], by direction; found at the first question.
+    ingress: OnceLock<Vec<usize>>,
+    egress: OnceLock<Vec<usize>>,
+    /// Which selector peers mean it, by their number; found at the first question.
+    meant_by: OnceLock<Box<[bool]>>,
 }
 
 /// What a named pod is.
@@ -38,7 +38,11 @@ pub(super) struct Index<'a> {
     owners: HashMap<IpAddr, Vec<usize>>,
     /// `None` where several nodes claim the address.
     nodes: HashMap<IpAddr, Option<&'a str>>,
-    policies: BTreeMap<&'a str, Vec<&'a Policy>>,
+    /// In order of their names.
+    policies: Vec<PreparedPolicy<'a>>,
+    /// Where each namespace's are in `policies`.
+    policies_of: HashMap<&'a str, Range<usize>>,
+    peers: SelectorPeers<'a>,
 }
 
 impl<'a> Index<'a> {
@@ -49,7 +53,9 @@ impl<'a> Index<'a> {
             pods: HashMap::new(),
             owners: HashMap::new(),
             nodes: HashMap::new(),
-            policies: BTreeMap::new(),
+            policies: Vec::new(),
+            policies_of: HashMap::new(),
+            peers: SelectorPeers::default(),
         };
         let mut namespaces = HashMap::new();
         // Completed pods have given their addresses back: they are nobody.
@@ -73,9 +79,10 @@ impl<'a> Index<'a> {
                 index.add_node(address, Some(&node.name));
             }
         }
-        for policy in snapshot.policies.values() {
-            let namespace = &*policy.name.namespace;
-            index.policies.entry(namespace).or_default().push(policy);
+        for (at, policy) in snapshot.policies.values().enumerate() {
+            index.policies.push(index.peers.prepare(policy));
+            let of = index.policies_of.entry(&policy.name.namespace);
+            of.or_insert(at..at).end = at + 1;
         }
         index
     }
@@ -99,6 +106,7 @@ impl<'a> Index<'a> {
             namespace,
             ingress: OnceLock::new(),
             egress: OnceLock::new(),
+            meant_by: OnceLock::new(),
         });
     }
 
@@ -125,16 +133,27 @@ impl<'a> Index<'a> {
         self.endpoints[endpoint].pod
     }
 
-    pub(super) fn namespace(&self, endpoint: usize) -> &Labels {
-        &self.namespaces[self.endpoints[endpoint].namespace]
+    /// For each selector peer, by its number, whether it means the pod.
+    pub(super) fn meant_by(&self, endpoint: usize) -> &[bool] {
+        let Endpoint {
+            pod,
+            namespace,
+            meant_by,
+            ..
+        } = &self.endpoints[endpoint];
+        meant_by.get_or_init(|| self.peers.meaning(pod, &self.namespaces[*namespace]))
     }
 
-    /// The policies that select the pod and relate to `direction`.
+    /// The policies that select the pod and relate to `direction`, with their rules for it.
     ///
     /// types, podSelector: "podSelector selects the pods to which this NetworkPolicy object applies. [...] An
     /// empty selector matches all pods in the policy's namespace. Multiple network policies can select the
     /// same set of pods. In this case, the ingress rules for each are combined additively."
-    pub(super) fn isolation(&self, endpoint: usize, direction: Direction) -> &[&'a Policy] {
+    pub(super) fn isolation(
+        &self,
+        endpoint: usize,
+        direction: Direction,
+    ) -> impl ExactSizeIterator<Item = (&'a ObjectName, &[PreparedRule<'a>])> {
         let Endpoint {
             pod, ingress, egress, ..
         } = &self.endpoints[endpoint];
@@ -142,11 +161,21 @@ impl<'a> Index<'a> {
             Direction::Ingress => ingress,
             Direction::Egress => egress,
         };
-        found.get_or_init(|| {
-            let here = self.policies.get(&*pod.name.namespace).into_iter().flatten();
-            here.filter(|policy| relates_to(policy, direction) && selects(&policy.selector, &pod.labels))
-                .copied()
-                .collect()
+        let found = found.get_or_init(|| {
+            let here = self
+                .policies_of
+                .get(&*pod.name.namespace)
+                .cloned()
+                .unwrap_or_default();
+            here.filter(|&at| {
+                let policy = &self.policies[at];
+                rules(policy, direction).is_some() && selects(&policy.policy.selector, &pod.labels)
+            })
+            .collect()
+        });
+        found.iter().map(move |&at| {
+            let policy = &self.policies[at];
+            (&policy.policy.name, rules(policy, direction).unwrap_or_default())
         })
     }
 }
@@ -156,10 +185,10 @@ impl<'a> Index<'a> {
 ///
 /// types, ingress and egress: "If this field is empty then this NetworkPolicy does not allow any traffic (and
 /// serves solely to ensure that the pods it selects are isolated by default)".
-fn relates_to(policy: &Policy, direction: Direction) -> bool {
+fn rules<'o, 'a>(policy: &'o PreparedPolicy<'a>, direction: Direction) -> Option<&'o [PreparedRule<'a>]> {
     match direction {
-        Direction::Ingress => policy.ingress.is_some(),
-        Direction::Egress => policy.egress.is_some(),
+        Direction::Ingress => policy.ingress.as_deref(),
+        Direction::Egress => policy.egress.as_deref(),
     }
 }
 

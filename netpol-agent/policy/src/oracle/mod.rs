@@ -8,6 +8,7 @@
 //! What the text leaves open is decided here; [`Oracle::evaluate`] and [`End`] say how.
 
 mod index;
+mod prepared;
 mod rules;
 mod selector;
 #[cfg(test)]
@@ -222,31 +223,29 @@ impl<'a> Oracle<'a> {
     /// all of the NetworkPolicy objects whose podSelector matches the pod." The same for egress.
     fn judge<'o>(&'o self, direction: Direction, subject: usize, remote: Place<'_>, flow: &Flow) -> Side<'o> {
         let isolation = self.index.isolation(subject, direction);
-        let isolated = !isolation.is_empty();
+        let isolated = isolation.len() > 0;
         let exempt = self.exemption(subject, remote);
         let target = match direction {
             Direction::Ingress => std::slice::from_ref(&subject),
             Direction::Egress => remote.owners,
         };
+        let mut isolating = Vec::with_capacity(isolation.len());
         let mut allowing = Vec::new();
-        for &policy in isolation.iter().filter(|_| exempt.is_none()) {
-            let rules = match direction {
-                Direction::Ingress => &policy.ingress,
-                Direction::Egress => &policy.egress,
-            };
-            let matching = rules
+        for (policy, rules) in isolation {
+            isolating.push(policy);
+            let asked = if exempt.is_none() { rules } else { &[] };
+            let matching = asked
                 .iter()
-                .flatten()
-                .filter(|rule| self.index.rule_matches(policy, rule, remote, target, flow));
+                .filter(|rule| self.index.rule_matches(rule, remote, target, flow));
             allowing.extend(matching.map(|rule| RuleRef {
-                policy: &policy.name,
+                policy,
                 rule: rule.index,
             }));
         }
         Side {
             isolated,
             allowed: !isolated || exempt.is_some() || !allowing.is_empty(),
-            isolating: isolation.iter().map(|policy| &policy.name).collect(),
+            isolating,
             allowing,
             exempt,
         }

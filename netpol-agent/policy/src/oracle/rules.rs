@@ -4,8 +4,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Flow, Place, index::Index, selector::selects};
-use crate::model::{NamespaceScope, Peer, Peers, Policy, PortMatch, PortSpec, Ports, Rule};
+use super::{
+    Flow, Place,
+    index::Index,
+    prepared::{PreparedPeer, PreparedRule},
+};
+use crate::model::{PortMatch, PortSpec, Ports};
 
 impl Index<'_> {
     /// types, NetworkPolicyIngressRule: "The traffic must match both ports and from."
@@ -15,48 +19,28 @@ impl Index<'_> {
     /// destination address (egress).
     pub(super) fn rule_matches(
         &self,
-        policy: &Policy,
-        rule: &Rule,
+        rule: &PreparedRule<'_>,
         remote: Place<'_>,
         target: &[usize],
         flow: &Flow,
     ) -> bool {
         // Ports first: a comparison of numbers settles most rules.
-        self.ports_match(&rule.ports, target, flow) && self.peers_match(policy, &rule.peers, remote)
+        self.ports_match(rule.ports, target, flow) && self.peers_match(rule.peers.as_deref(), remote)
     }
 
     /// types, from: "Items in this list are combined using a logical OR operation. If this field is empty or
     /// missing, this rule matches all sources (traffic not restricted by source)." The same for `to`.
-    fn peers_match(&self, policy: &Policy, peers: &Peers, remote: Place<'_>) -> bool {
-        match peers {
-            Peers::Any => true,
-            Peers::Of(peers) => peers.iter().any(|peer| self.peer_matches(policy, peer, remote)),
-        }
+    fn peers_match(&self, peers: Option<&[PreparedPeer<'_>]>, remote: Place<'_>) -> bool {
+        peers.is_none_or(|peers| peers.iter().any(|peer| self.peer_matches(peer, remote)))
     }
 
-    /// types, podSelector of a peer: "if present but empty, it selects all pods. If namespaceSelector is also
-    /// set, then the NetworkPolicyPeer as a whole selects the pods matching podSelector in the Namespaces
-    /// selected by NamespaceSelector. Otherwise it selects the pods matching podSelector in the policy's own
-    /// namespace."
-    ///
-    /// types, namespaceSelector: "if present but empty, it selects all namespaces. If podSelector is also set
-    /// [...]. Otherwise it selects all pods in the namespaces selected by namespaceSelector." (The model has the
-    /// empty selector for an absent podSelector.)
-    fn peer_matches(&self, policy: &Policy, peer: &Peer, remote: Place<'_>) -> bool {
-        match peer {
-            Peer::IpBlock { cidr, except } => in_block(cidr, except, remote.address),
-            // An address without owner is no pod: no selector, not even the empty one, matches it. Of several
-            // owners all must match.
-            Peer::Pods { namespaces, pods } => {
-                !remote.owners.is_empty()
-                    && remote.owners.iter().all(|&owner| {
-                        let pod = self.endpoint(owner);
-                        let in_scope = match namespaces {
-                            NamespaceScope::Own => pod.name.namespace == policy.name.namespace,
-                            NamespaceScope::Matching(selector) => selects(selector, self.namespace(owner)),
-                        };
-                        in_scope && selects(pods, &pod.labels)
-                    })
+    /// An address without owner is no pod: no selector, not even the empty one, matches it. Of several owners
+    /// all must match.
+    fn peer_matches(&self, peer: &PreparedPeer<'_>, remote: Place<'_>) -> bool {
+        match *peer {
+            PreparedPeer::IpBlock { cidr, except } => in_block(cidr, except, remote.address),
+            PreparedPeer::Pods(number) => {
+                !remote.owners.is_empty() && remote.owners.iter().all(|&owner| self.meant_by(owner)[number])
             }
         }
     }
@@ -92,9 +76,9 @@ impl Index<'_> {
                     !target.is_empty()
                         && target.iter().all(|&pod| {
                             self.endpoint(pod).ports.iter().any(|declared| {
-                                declared.name == *name
+                                declared.number == flow.port
                                     && declared.protocol == port.protocol
-                                    && declared.number == flow.port
+                                    && declared.name == *name
                             })
                         })
                 }
