@@ -4,6 +4,7 @@
 //! directories do not. Files may hold several documents and lists. A file that a live edit breaks stays in
 //! force as it was.
 
+mod builder;
 mod files;
 mod intern;
 mod json;

@@ -51,7 +51,9 @@ impl<'a> At<'a> {
         match self.step {
             Step::Root => {}
             // Keys of labels and annotations contain dots and slashes.
-            Step::Field(key, _) if key.contains(['.', '/', '[', ' ']) => path.push_str(&format!("[{key:?}]")),
+            Step::Field(key, _) if key.len() > 63 || key.contains(['.', '/', '[', ' ']) => {
+                path.push_str(&format!("[{}]", Quoted(key)));
+            }
             Step::Field(key, _) => {
                 if !path.is_empty() {
                     path.push('.');

@@ -60,6 +60,8 @@ const KINDS: [(&str, &str, Kind); 4] = [
     ("networking.k8s.io/v1", "NetworkPolicy", Kind::Policy),
 ];
 
+const IGNORED: &str = "the object is ignored";
+
 /// Parses one object. Lists (`List`, `PodList`, …) are opened by [`list_items`] before.
 pub fn object(node: &Node, report: &mut Report) -> Parsed {
     typed(node, None, report)
@@ -150,8 +152,9 @@ fn known(at: &At<'_>, kind_name: &str, kind: Kind, report: &mut Report) -> Optio
     report.set_object(Some(kind_name.to_owned()));
     let meta = at.get("metadata");
     let name = match kind {
-        Kind::Namespace => object_name(at, names::dns_label, report),
-        _ => object_name(at, names::dns_subdomain, report),
+        Kind::Namespace => object_name(at, names::dns_label, IGNORED, report),
+        Kind::Policy => object_name(at, names::dns_subdomain, "it isolates all the same", report),
+        Kind::Pod | Kind::Node => object_name(at, names::dns_subdomain, IGNORED, report),
     };
     let namespaced = matches!(kind, Kind::Pod | Kind::Policy);
     let namespace = if namespaced {
@@ -188,26 +191,36 @@ fn known(at: &At<'_>, kind_name: &str, kind: Kind, report: &mut Report) -> Optio
     })
 }
 
-fn object_name(at: &At<'_>, rule: fn(&str) -> Result<(), &'static str>, report: &mut Report) -> Option<Str> {
+/// `metadata.name`; `effect` says what follows where there is none.
+fn object_name(
+    at: &At<'_>,
+    rule: fn(&str) -> Result<(), &'static str>,
+    effect: &'static str,
+    report: &mut Report,
+) -> Option<Str> {
     let meta = at.get("metadata");
     let field = meta.as_ref().and_then(|meta| meta.get("name"));
     let Some(field) = field else {
-        report.error(
-            meta.as_ref().unwrap_or(at),
-            "has no metadata.name",
-            "add `name:` under `metadata:`",
-        );
+        let at = meta.as_ref().unwrap_or(at);
+        report.with_effect(effect, |report| {
+            report.error(at, "has no metadata.name", "add `name:` under `metadata:`")
+        });
         return None;
     };
-    let name = field.text(report)?;
+    let name = text_or(&field, effect, report)?;
     if let Err(rule) = rule(&name) {
-        report.error(
-            &field,
-            format!("{} {rule}", Quoted(&name)),
-            "rename the object: no cluster accepts it",
-        );
+        let help = "rename the object: no cluster accepts it";
+        report.error(&field, format!("{} {rule}", Quoted(&name)), help);
     }
     Some(name).filter(|name| !name.is_empty())
+}
+
+/// The text of a scalar; where it is none, that leads to `effect`.
+fn text_or(field: &At<'_>, effect: &'static str, report: &mut Report) -> Option<Str> {
+    match field.node.value.text() {
+        Some(_) => field.text(report),
+        None => report.with_effect(effect, |report| field.text(report)),
+    }
 }
 
 /// A name that no object can have, the same as long as the object stays where it is.
@@ -227,9 +240,7 @@ fn namespace(at: &At<'_>, report: &mut Report) -> Option<Str> {
     let Some(field) = field else {
         return Some("default".into());
     };
-    let name = report.with_effect("the object is ignored unless the name is clear", |report| {
-        field.text(report)
-    })?;
+    let name = text_or(&field, IGNORED, report)?;
     if name.is_empty() {
         return Some("default".into());
     }

@@ -73,7 +73,7 @@ fn a_list_in_json_names_lines_and_types() {
         [
             "error: f.yaml:5: the field \"name\" is given twice, first on line 5: neither is used; help: remove one of \
              them",
-            "error: f.yaml:5: Pod: metadata.name: a value given twice where a string belongs; help: write a string",
+            "error: f.yaml:5: Pod: metadata.name: a value given twice where a string belongs: the object is ignored; help: write a string",
             "error: f.yaml:7: Pod default/d: metadata.labels.x: the boolean true where a string belongs; help: put it \
              in quotes: \"true\"",
         ]

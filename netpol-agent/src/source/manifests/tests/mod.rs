@@ -5,6 +5,7 @@ mod documents;
 mod mutations;
 mod objects;
 mod policies;
+mod rules;
 mod watching;
 
 use std::path::Path;

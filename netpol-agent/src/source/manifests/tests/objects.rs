@@ -327,13 +327,11 @@ fn names() {
     assert_eq!(
         problems,
         [
-            "error: f.yaml:1: Pod: metadata: has no metadata.name; help: add `name:` under `metadata:`",
+            "error: f.yaml:1: Pod: metadata: has no metadata.name: the object is ignored; help: add `name:` under `metadata:`",
             "error: f.yaml:3: Pod: metadata.name: \"Web\" is not a DNS name (lower-case letters, digits, '-' and '.', \
              a letter or digit at both ends of each part); help: rename the object: no cluster accepts it",
-            "error: f.yaml:3: Pod: metadata.namespace: the number 7 where a string belongs: the object is ignored \
-             unless the name is clear; help: put it in quotes: \"7\"",
-            "error: f.yaml:5: Pod: metadata.namespace: a list where a string belongs: the object is ignored unless \
-             the name is clear; help: write a string",
+            "error: f.yaml:3: Pod: metadata.namespace: the number 7 where a string belongs; help: put it in quotes: \"7\"",
+            "error: f.yaml:5: Pod: metadata.namespace: a list where a string belongs: the object is ignored; help: write a string",
             "error: f.yaml:7: Namespace: metadata.name: \"a.b\" is not a DNS label (lower-case letters, digits and \
              '-', a letter or digit at both ends); help: rename the object: no cluster accepts it",
         ]
