@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    build, ebpf, setup,
+    build, ebpf, kernels, setup,
     ui::{root, run_to_log, say, seconds},
 };
 
@@ -26,6 +26,10 @@ pub(crate) struct Args {
     /// Property tests in the size of a nightly run (at least 200 000 cases each instead of a bounded number).
     #[arg(long)]
     nightly: bool,
+
+    /// The tests that other kernels can answer, on Debian's 5.10, 6.1 and 6.12 in an emulator; with layers, these too.
+    #[arg(long)]
+    kernels: bool,
 
     /// Only tests whose name contains this.
     #[arg(long, value_name = "NAME")]
@@ -94,7 +98,7 @@ impl fmt::Display for Count {
 
 impl Count {
     /// The sum of all `test result:` lines of libtest.
-    fn read(log: &str) -> Self {
+    pub(crate) fn read(log: &str) -> Self {
         let mut sum = Self::default();
         for line in log
             .lines()
@@ -123,10 +127,10 @@ impl Count {
 
 /// The verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let layers = if args.layers.is_empty() {
-        &Layer::ALL[..]
-    } else {
-        &args.layers
+    let layers = match &*args.layers {
+        [] if args.kernels => &[],
+        [] => &Layer::ALL[..],
+        some => some,
     };
     let kernel = layers.iter().any(|layer| layer.needs_kernel());
     let toolchain = setup::ensure(if kernel {
@@ -135,12 +139,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         setup::Need::Build
     })?;
     ebpf::object(&toolchain)?;
-    if kernel {
+    if kernel || args.kernels {
         build::agent(true)?;
     }
     let mut sum = Count::default();
     for layer in layers {
         sum += run_layer(*layer, args)?;
+    }
+    if args.kernels {
+        sum += kernels::all()?;
     }
     println!("{sum}");
     if sum.passed + sum.failed == 0 {

@@ -11,18 +11,16 @@ mod suite;
 
 use std::{fs, path::Path, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use self::{
-    boot::Limits,
-    report::{Counts, Outcome, Report},
-};
+use self::{boot::Limits, report::Report};
 use crate::{
     build, ebpf,
     preflight::{self, Missing},
     setup,
-    toolchain::{self, Toolchain},
-    ui::{root, say},
+    test::Count,
+    toolchain,
+    ui::{root, say, seconds, tail},
 };
 
 /// A kernel and the Debian suite that carries it.
@@ -89,21 +87,29 @@ fn parse_kernel(name: &str) -> Result<&'static Kernel, String> {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     // The host runs nothing of it: no root needed, unless packages are missing.
     let toolchain = setup::ensure(setup::Need::Build)?;
-    match &*args.only {
-        [] => all(&toolchain),
-        only => test(&toolchain, only),
-    }
+    ebpf::object(&toolchain)?;
+    build::agent(true)?;
+    let sum = match &*args.only {
+        [] => all(),
+        only => test(only),
+    }?;
+    println!("{sum}");
+    Ok(if sum.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
-/// Runs the tests on every kernel.
+/// Runs the tests on every kernel, with the object and the debug agent that are there.
 ///
 /// # Errors
-/// When a tool is missing, a kernel can't be fetched, a guest does not come up, or a test fails.
-pub(crate) fn all(toolchain: &Toolchain) -> Result<ExitCode> {
-    test(toolchain, &KERNELS.iter().collect::<Vec<_>>())
+/// When a tool is missing, or a kernel can't be fetched. A guest that dies, or a test that fails, is counted.
+pub(crate) fn all() -> Result<Count> {
+    test(&KERNELS.iter().collect::<Vec<_>>())
 }
 
-fn test(toolchain: &Toolchain, kernels: &[&Kernel]) -> Result<ExitCode> {
+fn test(kernels: &[&Kernel]) -> Result<Count> {
     if std::env::consts::ARCH != "x86_64" {
         return Err(Missing(vec![
             "the other kernels are emulated for x86_64, with binaries of this machine".into(),
@@ -115,27 +121,17 @@ fn test(toolchain: &Toolchain, kernels: &[&Kernel]) -> Result<ExitCode> {
     // apt and cpio run in folders of their own, so the path is absolute.
     let cache = root().join(".cache/kernels");
     fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
-    let suite = suite::build(&ebpf::object(toolchain)?, &build::agent(true)?)?;
+    let suite = suite::build()?;
     let programs = image::programs(&cache, &suite)?;
-    let mut sum = Counts::default();
-    let mut failures = Vec::new();
+    let mut sum = Count::default();
     for kernel in kernels {
-        let (counts, failure) = one(&cache, kernel, &programs, &suite.jobs)?;
-        sum += counts;
-        failures.extend(failure);
+        sum += one(&cache, kernel, &programs, &suite.jobs)?;
     }
-    println!(
-        "kernels: {} passed, {} failed, {} skipped",
-        sum.passed, sum.failed, sum.ignored
-    );
-    if !failures.is_empty() {
-        bail!("{}", failures.join("\n"));
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(sum)
 }
 
-/// Runs `jobs` under one kernel. The second value says what went wrong, in one line.
-fn one(cache: &Path, kernel: &Kernel, programs: &Path, jobs: &[Job]) -> Result<(Counts, Option<String>)> {
+/// Runs `jobs` under one kernel, and shows what failed.
+fn one(cache: &Path, kernel: &Kernel, programs: &Path, jobs: &[Job]) -> Result<Count> {
     let dir = cache.join(kernel.version);
     fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     let tree = fetch::kernel(cache, kernel)?;
@@ -143,64 +139,39 @@ fn one(cache: &Path, kernel: &Kernel, programs: &Path, jobs: &[Job]) -> Result<(
     let initrd = dir.join("initrd.cpio");
     image::join(&[modules, programs.to_owned()], &initrd)?;
     let console = dir.join("console.log");
-    say("booting", &format!("{} ({})", kernel.version, tree.release));
+    let name = format!("kernel {}", kernel.version);
+    say(&name, &format!("booting {}", tree.release));
     let (report, late) = boot::boot(&tree.image, &initrd, &console, Limits { job: JOB }, |report| {
         if let Some(job) = report.jobs.last() {
-            say(&format!("{:>5}", kernel.version), &line(job));
+            let result = job.result();
+            say(&name, &format!("{}: {result} ({})", job.name, seconds(job.took)));
         }
     })?;
-    let missing = jobs.len() - report.jobs.iter().filter(|job| job.status.is_some()).count();
-    let failed: Vec<&Outcome> = report.jobs.iter().filter(|job| job.result().failed > 0).collect();
-    if late.is_none() && failed.is_empty() && missing == 0 {
-        return Ok((report.counts(), None));
+    let mut count = report.count();
+    let ended = report.jobs.iter().filter(|job| job.status.is_some()).count();
+    if late.is_some() || ended < jobs.len() {
+        count.failed = count.failed.max(1);
     }
-    Ok((
-        report.counts(),
-        Some(explain(kernel, &report, late, &failed, &console)),
-    ))
+    if count.failed > 0 {
+        explain(&name, &report, late, &console);
+    }
+    Ok(count)
 }
 
-fn line(job: &Outcome) -> String {
-    let Counts {
-        passed,
-        failed,
-        ignored,
-    } = job.result();
-    let took = job.took.as_secs();
-    format!(
-        "{}: {passed} passed, {failed} failed, {ignored} skipped in {took} s",
-        job.name
-    )
-}
-
-/// Shows what the failed jobs said and the end of the console, and returns the summary.
-fn explain(
-    kernel: &Kernel,
-    report: &Report,
-    late: Option<String>,
-    failed: &[&Outcome],
-    console: &Path,
-) -> String {
-    for job in failed {
-        println!("---- {} on {}:", job.name, kernel.version);
-        println!("{}", job.output.join("\n"));
+/// Shows what the failed jobs said and the end of the console.
+fn explain(name: &str, report: &Report, late: Option<String>, console: &Path) {
+    for job in report.jobs.iter().filter(|job| job.result().failed > 0) {
+        eprintln!("---- {name}, {}:\n{}", job.name, job.output);
     }
-    let log = fs::read(console).unwrap_or_default();
-    let log = String::from_utf8_lossy(&log);
-    let lines: Vec<&str> = log.lines().collect();
-    println!(
-        "---- console of {} (whole: {}):",
-        kernel.version,
-        console.display()
+    eprintln!(
+        "---- {name}, the end of {}:\n{}",
+        console.display(),
+        tail(console, 40)
     );
-    println!("{}", lines[lines.len().saturating_sub(40)..].join("\n"));
-    let names: Vec<&str> = failed.iter().map(|job| &*job.name).collect();
-    let lacks = match report.lacks.is_empty() {
-        true => String::new(),
-        false => format!(" (modules that did not load: {})", report.lacks.join(" ")),
-    };
-    match late {
-        Some(reason) => format!("kernel {}: {reason}{lacks}", kernel.version),
-        None => format!("kernel {}: failed: {}{lacks}", kernel.version, names.join(", ")),
+    if !report.lacks.is_empty() {
+        eprintln!("---- {name} did not load the modules {}", report.lacks.join(" "));
+    }
+    if let Some(late) = late {
+        eprintln!("---- {name}: {late}");
     }
 }

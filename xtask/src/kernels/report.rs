@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::test::Count;
+
 /// What goes before a line for us.
 const TAG: &str = "::netpol:: ";
 
@@ -14,43 +16,8 @@ pub(super) struct Outcome {
     pub(super) status: Option<i32>,
     /// How long it took.
     pub(super) took: Duration,
-    /// The `test result:` lines, added up.
-    pub(super) counts: Counts,
     /// Everything it wrote.
-    pub(super) output: Vec<String>,
-}
-
-/// Tests as the standard harness counts them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Counts {
-    pub(super) passed: u32,
-    pub(super) failed: u32,
-    pub(super) ignored: u32,
-}
-
-impl Counts {
-    /// The numbers of a `test result:` line; `None` for any other.
-    fn parse(line: &str) -> Option<Self> {
-        let rest = line.strip_prefix("test result: ")?.split_once(". ")?.1;
-        let mut counts = Self::default();
-        for part in rest.split(';') {
-            match part.trim().split_once(' ') {
-                Some((number, "passed")) => counts.passed = number.parse().ok()?,
-                Some((number, "failed")) => counts.failed = number.parse().ok()?,
-                Some((number, "ignored")) => counts.ignored = number.parse().ok()?,
-                _ => {}
-            }
-        }
-        Some(counts)
-    }
-}
-
-impl std::ops::AddAssign for Counts {
-    fn add_assign(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.ignored += other.ignored;
-    }
+    pub(super) output: String,
 }
 
 /// Everything one guest said.
@@ -71,10 +38,8 @@ impl Report {
     pub(super) fn line(&mut self, line: &str) -> bool {
         let Some(said) = line.strip_prefix(TAG) else {
             if let Some(job) = self.jobs.last_mut() {
-                if let Some(counts) = Counts::parse(line) {
-                    job.counts += counts;
-                }
-                job.output.push(line.to_owned());
+                job.output.push_str(line);
+                job.output.push('\n');
             }
             return false;
         };
@@ -100,8 +65,8 @@ impl Report {
     }
 
     /// The sum over jobs. A job that is not a test harness counts as one test.
-    pub(super) fn counts(&self) -> Counts {
-        let mut sum = Counts::default();
+    pub(super) fn count(&self) -> Count {
+        let mut sum = Count::default();
         for job in &self.jobs {
             sum += job.result();
         }
@@ -111,14 +76,14 @@ impl Report {
 
 impl Outcome {
     /// The job's tests. One that failed without saying so (it crashed, it never ended) is one failure.
-    pub(super) fn result(&self) -> Counts {
-        let mut counts = self.counts;
+    pub(super) fn result(&self) -> Count {
+        let mut count = Count::read(&self.output);
         match self.status {
-            Some(0) if counts == Counts::default() => counts.passed = 1,
+            Some(0) if count == Count::default() => count.passed = 1,
             Some(0) => {}
-            _ => counts.failed = counts.failed.max(1),
+            _ => count.failed = count.failed.max(1),
         }
-        counts
+        count
     }
 }
 
@@ -151,11 +116,11 @@ mod tests {
         assert_eq!(report.kernel.as_deref(), Some("5.10.0-32-cloud-amd64"));
         assert_eq!(report.lacks, ["tun"]);
         assert!(report.done);
-        let sums: Vec<(&str, Counts)> = report.jobs.iter().map(|job| (&*job.name, job.result())).collect();
-        let counts = |passed, failed, ignored| Counts {
+        let sums: Vec<(&str, Count)> = report.jobs.iter().map(|job| (&*job.name, job.result())).collect();
+        let counts = |passed, failed, skipped| Count {
             passed,
             failed,
-            ignored,
+            skipped,
         };
         assert_eq!(
             sums,
@@ -165,7 +130,7 @@ mod tests {
                 ("crash", counts(0, 1, 0))
             ]
         );
-        assert_eq!(report.counts(), counts(5, 2, 2));
+        assert_eq!(report.count(), counts(5, 2, 2));
     }
 
     #[test]
@@ -176,6 +141,6 @@ mod tests {
             "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
         );
         assert!(!report.line("::netpol:: end other 0 1"));
-        assert_eq!(report.counts().failed, 1);
+        assert_eq!(report.count().failed, 1);
     }
 }

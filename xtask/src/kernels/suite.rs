@@ -1,17 +1,14 @@
 //! What runs in the guest: the very test binaries that run on this machine.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
 use super::{Job, fetch::output};
-use crate::build;
+use crate::{build, ui::root};
 
 /// Test targets of `netpol-tests`, in the order in which they run, with arguments for the harness.
-const TARGETS: &[(&str, &str)] = &[("load", "--nocapture")];
+const TARGETS: &[(&str, &str)] = &[("program_load", "--nocapture")];
 
 /// What goes into the guest.
 #[derive(Debug)]
@@ -24,11 +21,11 @@ pub(super) struct Suite {
     pub(super) jobs: Vec<Job>,
 }
 
-/// Builds the tests that go with `object` and `agent`.
+/// Builds the tests that go with the object and the debug agent that are there.
 ///
 /// # Errors
 /// The compiler's, or a target that is not there.
-pub(super) fn build(object: &Path, agent: &Path) -> Result<Suite> {
+pub(super) fn build() -> Result<Suite> {
     let mut cargo = build::cargo("test");
     cargo.args([
         "--package",
@@ -42,8 +39,8 @@ pub(super) fn build(object: &Path, agent: &Path) -> Result<Suite> {
     }
     let built = executables(&output(&mut cargo)?)?;
     let mut suite = Suite {
-        object: object.to_owned(),
-        binaries: vec![agent.to_owned()],
+        object: root().join("target/bpf/netpol.o"),
+        binaries: vec![root().join("target/debug/netpol-agent")],
         jobs: Vec::new(),
     };
     for (target, arguments) in TARGETS {
