@@ -24,7 +24,10 @@ use std::{
 
 use netpol_policy::model::{Event, Snapshot};
 
-use super::Problem;
+use super::{
+    Problem,
+    parse::{Node, Value},
+};
 use store::Store;
 pub use watch::Watcher;
 
@@ -73,6 +76,38 @@ pub enum LoadError {
         /// Why.
         error: io::Error,
     },
+}
+
+/// Every object of `dir` as it is written, in order, lists taken apart; for readers of kinds that are no source's.
+/// Nothing is checked: what is wrong is [`load`]'s to say, and what can not be read is left out.
+///
+/// # Errors
+/// The directory itself can not be read.
+pub fn objects(dir: &Path) -> Result<Vec<(PathBuf, Node)>, LoadError> {
+    let found = files::find(dir, &mut |_| None).map_err(|error| LoadError::Directory {
+        dir: dir.to_owned(),
+        error,
+    })?;
+    let (mut objects, mut interner) = (Vec::new(), intern::Interner::default());
+    for path in found.files.keys().map(PathBuf::from) {
+        let Ok(text) = files::read(&path) else { continue };
+        yaml::documents(&text, &mut interner, |item, _| {
+            if let yaml::Item::Document(node) = item {
+                flatten(&path, node, &mut objects);
+            }
+        });
+    }
+    Ok(objects)
+}
+
+fn flatten(path: &Path, node: Node, objects: &mut Vec<(PathBuf, Node)>) {
+    let kind = node.field("kind").and_then(|kind| kind.value.text());
+    match node.field("items").map(|items| &items.value) {
+        Some(Value::List(items)) if kind.is_some_and(|kind| kind.ends_with("List")) => {
+            items.iter().for_each(|item| flatten(path, item.clone(), objects));
+        }
+        _ => objects.push((path.to_owned(), node)),
+    }
 }
 
 /// Reads `dir` once.
