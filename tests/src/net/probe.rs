@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, ErrorKind, Read},
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
@@ -11,7 +11,8 @@ use std::{
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
-        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket, sockopt::SocketError,
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
+        sockopt::{ReuseAddr, SocketError},
     },
 };
 
@@ -44,6 +45,8 @@ pub struct Probe {
     pub to: SocketAddr,
     /// From which of the namespace's addresses; the kernel's choice where `None`.
     pub from: Option<IpAddr>,
+    /// From which port; the kernel's choice where 0.
+    pub from_port: u16,
 }
 
 impl Probe {
@@ -72,7 +75,16 @@ impl Probe {
             transport,
             to,
             from: None,
+            from_port: 0,
         }
+    }
+
+    /// The address to bind to.
+    fn local(&self) -> IpAddr {
+        self.from.unwrap_or(match self.to {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        })
     }
 }
 
@@ -213,8 +225,10 @@ fn start_tcp(probe: Probe) -> io::Result<TcpStream> {
     };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let fd = socket(family, SockType::Stream, flags, None)?;
-    if let Some(from) = probe.from {
-        bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
+    if probe.from.is_some() || probe.from_port != 0 {
+        setsockopt(&fd, ReuseAddr, &true)?;
+        let from = SocketAddr::new(probe.local(), probe.from_port);
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(from))?;
     }
     match connect(fd.as_raw_fd(), &SockaddrStorage::from(probe.to)) {
         Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => Ok(fd.into()),
@@ -223,12 +237,7 @@ fn start_tcp(probe: Probe) -> io::Result<TcpStream> {
 }
 
 fn start_udp(probe: Probe) -> io::Result<UdpSocket> {
-    let any: IpAddr = if probe.to.is_ipv4() {
-        [0; 4].into()
-    } else {
-        [0_u16; 8].into()
-    };
-    let socket = UdpSocket::bind(SocketAddr::new(probe.from.unwrap_or(any), 0))?;
+    let socket = UdpSocket::bind(SocketAddr::new(probe.local(), probe.from_port))?;
     socket.set_nonblocking(true)?;
     socket.connect(probe.to)?;
     socket.send(b"?")?;
@@ -238,7 +247,10 @@ fn start_udp(probe: Probe) -> io::Result<UdpSocket> {
 fn start_sctp(probe: Probe) -> io::Result<Flight> {
     // A port of its own for every probe of this process, so that answers do not mix.
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let port = 20_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 40_000;
+    let port = match probe.from_port {
+        0 => 20_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 40_000,
+        port => port,
+    };
     let raw = Raw::bind(probe.to.ip(), probe.from)?;
     let value = packet::sctp::init(u32::from(port) + 1, &[]);
     raw.send(
