@@ -7,6 +7,7 @@ mod kernels;
 mod licences;
 mod lint;
 mod preflight;
+mod sandbox;
 mod setup;
 mod test;
 mod toolchain;
@@ -34,6 +35,10 @@ enum Verb {
     Test(test::Args),
     /// Check formatting, clippy on all crates, licences, and that docs and --help agree.
     Lint(lint::Args),
+    /// Run the real agent in a cluster of network namespaces and compare what happens with the oracle.
+    Sandbox(sandbox::Args),
+    /// Watch three tiers being isolated, one policy at a time.
+    Demo(sandbox::Demo),
     /// Build the eBPF object alone: target/bpf/netpol.o.
     #[command(hide = true)]
     Ebpf(ebpf::Args),
@@ -48,6 +53,8 @@ fn main() -> ExitCode {
         Verb::Build(args) => build::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Lint(args) => lint::run(&args),
+        Verb::Sandbox(args) => sandbox::run(&args),
+        Verb::Demo(args) => sandbox::demo(&args),
         Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
     };

@@ -14,10 +14,7 @@ use netpol_policy::model::Snapshot;
 use nix::sys::signal::Signal;
 use serde_json::Value as Json;
 
-use super::{
-    build::{Network, cni_results},
-    layout::Layout,
-};
+use super::{build::Network, layout::Layout, pod::cni_results};
 use crate::net::{Child, Rig};
 
 /// How long an agent may take until it says that everything is in force.

@@ -4,16 +4,14 @@
 //! `cni0` and one veth a pod; nodes route to each other's pods directly (*host-gw*) or through `flannel.1` (*vxlan*).
 //! Pods reach the outside by masquerade.
 
-use std::{
-    fs,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
 
-use super::layout::{Layout, NodePlace, PodPlace};
+use super::{
+    layout::{Layout, NodePlace},
+    pod,
+};
 use crate::net::{Namespace, Rig};
 
 /// How packets go from node to node.
@@ -24,10 +22,6 @@ pub enum Backend {
     /// A VXLAN device.
     Vxlan,
 }
-
-/// Ends of veths get indices of their own, the two of a pair different ones: where they are equal, the kernel
-/// announces the carrier up to a second late.
-const FIRST_INDEX: usize = 1000;
 
 /// What was built; dropping it removes it.
 #[derive(Debug)]
@@ -77,10 +71,10 @@ impl Network {
         let mut pods = Vec::new();
         for (at, place) in layout.pods.iter().enumerate() {
             stop()?;
-            let pod = (!place.host_network)
-                .then(|| build_pod(rig, layout, at, place, &nodes[place.node]))
+            let built = (!place.host_network)
+                .then(|| pod::build(rig, layout, at, &nodes[place.node]))
                 .transpose()?;
-            pods.push(pod);
+            pods.push(built);
         }
         Ok(Self {
             nodes,
@@ -129,7 +123,7 @@ fn connect(switch: &Namespace, other: &Namespace, at: usize) -> Result<()> {
     other.ip_batch(["link set eth0 up"])
 }
 
-fn full(address: IpAddr) -> String {
+pub(super) fn full(address: IpAddr) -> String {
     if address.is_ipv4() {
         format!("{address}/32")
     } else {
@@ -137,7 +131,7 @@ fn full(address: IpAddr) -> String {
     }
 }
 
-fn nodad(address: IpAddr) -> &'static str {
+pub(super) fn nodad(address: IpAddr) -> &'static str {
     if address.is_ipv4() { "" } else { " nodad" }
 }
 
@@ -275,86 +269,4 @@ fn outside_lines(layout: &Layout) -> Vec<String> {
         }
     }
     lines
-}
-
-/// The host side of the veth of pod number `at`, as the bridge plugin names it.
-#[must_use]
-pub fn veth_name(at: usize) -> String {
-    format!("veth{:08x}", (at as u32 + 1).wrapping_mul(0x9e37_79b1))
-}
-
-fn build_pod(rig: &Rig, layout: &Layout, at: usize, place: &PodPlace, node: &Namespace) -> Result<Namespace> {
-    let pod = rig.namespace(&format!("p{at}"))?;
-    let (veth, index) = (veth_name(at), FIRST_INDEX + 2 * at);
-    write_cni_result(rig, layout, at, place, &pod)?;
-    let mut lines = vec![
-        format!(
-            "link add {veth} index {index} type veth peer name eth0 index {} netns {}",
-            index + 1,
-            pod.name()
-        ),
-        format!("link set {veth} master cni0 up"),
-        format!("link set {veth} type bridge_slave hairpin on"),
-    ];
-    let mut inside = vec!["link set eth0 up".to_owned()];
-    for address in &place.addresses {
-        let v4 = address.is_ipv4();
-        let (net, bridge) = (
-            layout.nodes[place.node].pods[usize::from(!v4)],
-            layout.nodes[place.node].bridge(v4),
-        );
-        if net.contains(address) {
-            inside.push(format!(
-                "addr add {address}/{} dev eth0{}",
-                net.prefix_len(),
-                nodad(*address)
-            ));
-        } else {
-            // An address of the manifest's, outside the node's network: everything goes through the bridge's address.
-            inside.push(format!("addr add {} dev eth0{}", full(*address), nodad(*address)));
-            inside.push(format!("route add {} dev eth0", full(bridge)));
-            lines.push(format!("route add {} dev cni0", full(*address)));
-        }
-        inside.push(format!("route add default via {bridge} dev eth0"));
-    }
-    node.ip_batch(lines)
-        .with_context(|| format!("the veth of pod {}", place.name))?;
-    pod.ip_batch(inside)
-        .with_context(|| format!("the addresses of pod {}", place.name))?;
-    Ok(pod)
-}
-
-/// Where the result cache of the node's CNI is.
-#[must_use]
-pub fn cni_results(rig: &Rig, node: usize) -> PathBuf {
-    rig.directory().join(format!("node-{node}/cni/results"))
-}
-
-/// What libcni leaves of an attachment (`cniCacheV1`).
-fn write_cni_result(rig: &Rig, layout: &Layout, at: usize, place: &PodPlace, pod: &Namespace) -> Result<()> {
-    let container = format!("{:064x}", at + 1);
-    let netns = Path::new("/var/run/netns").join(pod.name());
-    let node = &layout.nodes[place.node];
-    let ips = place.addresses.iter().map(|address| {
-        json!({"interface": 2, "address": format!("{address}/{}", if address.is_ipv4() { 24 } else { 64 }), "gateway": node.bridge(address.is_ipv4())})
-    });
-    let cached = json!({
-        "kind": "cniCacheV1",
-        "containerId": container,
-        "config": "e30=",
-        "ifName": "eth0",
-        "networkName": "cbr0",
-        "netns": netns,
-        "cniArgs": [["IgnoreUnknown", "1"], ["K8S_POD_NAMESPACE", &*place.name.namespace], ["K8S_POD_NAME", &*place.name.name], ["K8S_POD_INFRA_CONTAINER_ID", container]],
-        "result": {
-            "cniVersion": "0.3.1",
-            "interfaces": [{"name": "cni0"}, {"name": veth_name(at)}, {"name": "eth0", "sandbox": netns}],
-            "ips": ips.collect::<Vec<_>>(),
-            "dns": {},
-        },
-    });
-    let results = cni_results(rig, place.node);
-    fs::create_dir_all(&results).with_context(|| format!("create {}", results.display()))?;
-    let path = results.join(format!("cbr0-{container}-eth0"));
-    fs::write(&path, cached.to_string()).with_context(|| format!("write {}", path.display()))
 }

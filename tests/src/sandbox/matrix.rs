@@ -78,7 +78,14 @@ impl Matrix {
         let chosen_columns: Vec<usize> = representatives(&alike, columns.iter().copied());
         let title = |column: &Column| title(scene, questions, *column, &alike);
         let pick = |row: usize| chosen_columns.iter().map(move |column| (row, *column));
-        let shown = |(row, column): (usize, usize)| full[row][column].clone();
+        // Within a group: what the first has to do with the second.
+        let shown = |(row, column): (usize, usize)| match (alike.get(&rows[row]), columns[column]) {
+            (Some((first, size)), Column::Site(to)) if *size > 1 && to == *first => {
+                let second = columns.iter().position(|at| *at != columns[column] && matches!(at, Column::Site(site) if alike.get(site).is_some_and(|(one, _)| one == first)));
+                full[row][second.unwrap_or(column)].clone()
+            }
+            _ => full[row][column].clone(),
+        };
         Self {
             rows: chosen_rows
                 .iter()

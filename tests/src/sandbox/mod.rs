@@ -7,6 +7,7 @@ pub mod complete;
 pub mod layout;
 pub mod manifest;
 mod matrix;
+pub mod pod;
 pub mod report;
 pub mod services;
 pub mod stop;
