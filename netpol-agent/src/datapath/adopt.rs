@@ -95,6 +95,24 @@ pub fn entries(
         .collect()
 }
 
+/// Whether conntrack knows every TCP connection of the pods of one family, so that a segment in mid-stream which it does
+/// not know needs no grace: it tracks pods at all (it does so only where a rule asks for it), and packets that are
+/// bridged from pod to pod pass by it (`bridged`: pods are ports of a bridge; `bridge_hook`: br_netfilter calls netfilter).
+#[must_use]
+pub fn knows_all(
+    connections: &[Connection],
+    pods: &BTreeMap<IpAddr, End>,
+    ipv6: bool,
+    bridged: bool,
+    bridge_hook: bool,
+) -> bool {
+    let tracks = |tuple: &Tuple| tuple.src.is_ipv6() == ipv6 && pods.contains_key(&tuple.src);
+    (bridge_hook || !bridged)
+        && connections
+            .iter()
+            .any(|found| tracks(&found.original) || tracks(&found.reply))
+}
+
 /// The rule of the data path: an entry exists only where a reply needs one.
 fn is_needed(from: Option<&End>, to: Option<&End>, proto: u8) -> bool {
     if from.is_some() && from.map(|end| end.slot) == to.map(|end| end.slot) {
@@ -297,6 +315,38 @@ mod tests {
         };
         let count = |begins| entries(&[plain(6, FAR, POD)], &pods(begins), &BTreeSet::new(), 6, 1000).len();
         assert_eq!([count(true), count(false)], [1, 0]);
+    }
+
+    #[test]
+    fn grace_only_where_conntrack_is_blind() {
+        let slot = Slot {
+            index: 1,
+            incarnation: 1,
+        };
+        let end = End {
+            slot,
+            ingress: true,
+            egress: true,
+            begins: true,
+        };
+        let pods = BTreeMap::from([(POD.into(), end)]);
+        let tracked = [plain(6, FAR, POD)];
+        let cases = [
+            (knows_all(&tracked, &pods, false, true, true), true),
+            (knows_all(&tracked, &pods, false, false, false), true),
+            // Bridged packets pass by conntrack.
+            (knows_all(&tracked, &pods, false, true, false), false),
+            // Nothing is tracked, or only the other family, or only the node's own.
+            (knows_all(&[], &pods, false, false, true), false),
+            (knows_all(&tracked, &pods, true, false, true), false),
+            (
+                knows_all(&[plain(6, FAR, NODE)], &pods, false, false, true),
+                false,
+            ),
+        ];
+        for (at, (found, expected)) in cases.into_iter().enumerate() {
+            assert_eq!(found, expected, "case {at}");
+        }
     }
 
     #[test]

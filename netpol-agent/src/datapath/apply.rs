@@ -15,6 +15,7 @@ use super::{
     Datapath, adopt,
     binder::owners,
     conntrack,
+    devices::Role,
     error::Result,
     kernel,
     node::{jiffies, read_back},
@@ -23,6 +24,10 @@ use super::{
 /// The bits of `state::FLAGS` that a plan writes.
 const TABLE_FLAGS: u64 =
     state::FLAG_ANY_INGRESS | state::FLAG_ANY_ISOLATED | state::FLAG_NETS4 | state::FLAG_NETS6;
+/// Whether netfilter, and so conntrack, sees bridged packets; absent without the module br_netfilter.
+const BRIDGE_HOOK4: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+/// As above, for IPv6.
+const BRIDGE_HOOK6: &str = "/proc/sys/net/bridge/bridge-nf-call-ip6tables";
 /// For so many seconds after a pod's isolation began, mid-stream TCP that conntrack did not know may be adopted.
 const ADOPTION: u64 = 5;
 
@@ -83,8 +88,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Takes over the connections of pods whose isolation begins. Without conntrack (no netfilter, bridged packets that it
-    /// never sees) there is still the grace for mid-stream TCP: enforcement does not wait for it.
+    /// Takes over the connections of pods whose isolation begins. Where conntrack is blind (no netfilter, bridged packets
+    /// that it never sees) there is the grace for mid-stream TCP instead: enforcement does not wait for it.
     fn adopt(&mut self, list: &[Adoption], desired: &Tables) {
         match self.try_adopt(list, desired) {
             Ok(flows) => tracing::info!(
@@ -101,9 +106,6 @@ impl Datapath {
 
     fn try_adopt(&mut self, list: &[Adoption], desired: &Tables) -> Result<usize> {
         let now = jiffies(&mut self.ebpf)?;
-        for slot in list.iter().filter_map(|adoption| self.slots.get(&adoption.pod)) {
-            self.maps.set_adopt_until(slot.index, now + ADOPTION * self.hz);
-        }
         let begins: BTreeSet<_> = list.iter().map(|adoption| &adoption.pod).collect();
         let mut ends = BTreeMap::new();
         for (address, name) in owners(&self.pods) {
@@ -130,10 +132,32 @@ impl Datapath {
             .collect();
         // One before the current: each is judged at its next packet.
         let epoch = self.maps.epoch().wrapping_sub(1) as u32;
+        let connections = conntrack::dump();
+        let known = connections.as_deref().unwrap_or_default();
+        for (address, end) in ends.iter().filter(|(_, end)| end.begins) {
+            let hook = if address.is_ipv6() {
+                BRIDGE_HOOK6
+            } else {
+                BRIDGE_HOOK4
+            };
+            let hooked = std::fs::read_to_string(hook).is_ok_and(|value| value.trim() == "1");
+            if !adopt::knows_all(known, &ends, address.is_ipv6(), self.pods_are_bridged(), hooked) {
+                self.maps
+                    .set_adopt_until(end.slot.index, now + ADOPTION * self.hz);
+            }
+        }
         let mut written = 0;
-        for entry in adopt::entries(&conntrack::dump()?, &ends, &node, epoch, now) {
+        for entry in adopt::entries(&connections?, &ends, &node, epoch, now) {
             written += usize::from(self.maps.adopt(&entry)?);
         }
         Ok(written)
+    }
+
+    fn pods_are_bridged(&self) -> bool {
+        let is_pod = |index: &u32| matches!(self.roles.get(index), Some(Role::Pod(_)));
+        self.seen
+            .devices
+            .values()
+            .any(|device| device.master.is_some() && is_pod(&device.index))
     }
 }

@@ -74,7 +74,7 @@ pub struct Datapath {
     /// What the kernel's tables hold.
     pub(super) actual: Tables,
     pub(super) pods: Vec<LocalPod>,
-    roles: BTreeMap<u32, Role>,
+    pub(super) roles: BTreeMap<u32, Role>,
     pub(super) seen: Seen,
     /// Holds the lock on the pins.
     _loaded: Lock,
