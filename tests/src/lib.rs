@@ -1,8 +1,10 @@
 //! The test rig: network namespaces, packets, expectations.
 //!
 //! [`net`] builds namespaces, links and sockets and finds what killed runs left; [`packet`] builds packets as
-//! bytes; both know nothing of netpol. [`program`] runs packets through the real object.
+//! bytes; both know nothing of netpol. [`program`] runs packets through the real object; [`cluster`] runs real
+//! agents on nodes made of namespaces.
 
+pub mod cluster;
 pub mod net;
 pub mod packet;
 pub mod program;
