@@ -1,11 +1,15 @@
 //! One node without an agent: devices for the programs to run on, and a snapshot in the maps.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::{Context, Result};
 use netpol_common::{
     event::maps,
-    flow::{Flow, Key4, Key6},
+    flow::{Flow, Frag, FragKey, Key4, Key6, Quota},
     mark,
     pod::{Config, Pod, rulesets, state},
     tables::{Cell, CellKey, PortsChunk, PortsKey},
@@ -28,9 +32,9 @@ const LONG: u64 = 1 << 32;
 
 /// The object with a snapshot in its maps, and devices.
 #[derive(Debug)]
-pub struct Lab {
+pub struct Lab<'m> {
     /// The object.
-    pub machine: Machine,
+    pub machine: &'m mut Machine,
     devices: Vec<u32>,
     outside: [u32; 2],
     pods: BTreeMap<ObjectName, u32>,
@@ -39,11 +43,34 @@ pub struct Lab {
     epoch: u64,
 }
 
-/// Loads the object and runs `work` on a thread in a network namespace that has the devices.
+/// The object is loaded once a process, as the verifier takes longer than all packets of a test; tests take turns.
+static MACHINE: Mutex<Option<Machine>> = Mutex::new(None);
+
+/// Runs `work` on a thread in a network namespace that has the devices, with the object's maps as if just loaded.
 ///
 /// # Errors
 /// Those of loading, and of `work`.
-pub fn within<T: Send>(work: impl FnOnce(&mut Lab) -> Result<T> + Send) -> Result<T> {
+pub fn within<T: Send>(work: impl FnOnce(&mut Lab<'_>) -> Result<T> + Send) -> Result<T> {
+    // Tables of flows are small: the default ones take long to allocate.
+    let sizes = [
+        maps::FLOWS4,
+        maps::FLOWS6,
+        maps::OPENING4,
+        maps::OPENING6,
+        maps::FRAGS,
+    ]
+    .map(|map| (map, 1024));
+    let mut machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    if machine.is_none() {
+        *machine = Some(Machine::load(&sizes)?);
+    }
+    in_namespace(machine.as_mut().context("loaded a moment ago")?, work)
+}
+
+fn in_namespace<T: Send>(
+    machine: &mut Machine,
+    work: impl FnOnce(&mut Lab<'_>) -> Result<T> + Send,
+) -> Result<T> {
     let rig = Rig::new("nptest")?;
     let namespace = rig.namespace("lab")?;
     let names = |end: &str| {
@@ -59,25 +86,13 @@ pub fn within<T: Send>(work: impl FnOnce(&mut Lab) -> Result<T> + Send) -> Resul
         .collect();
     lines.push("link add out0 type veth peer name out1".to_owned());
     namespace.ip_batch(&lines)?;
-    namespace.run(|| {
-        let mut lab = Lab::new(&namespace, &near)?;
-        work(&mut lab)
-    })
+    namespace.run(|| work(&mut Lab::new(machine, &namespace, &near)?))
 }
 
-impl Lab {
-    fn new(namespace: &Namespace, devices: &[String]) -> Result<Self> {
-        // Small: the default tables take longer to allocate than all packets of a test.
-        let sizes = [
-            maps::FLOWS4,
-            maps::FLOWS6,
-            maps::OPENING4,
-            maps::OPENING6,
-            maps::FRAGS,
-        ]
-        .map(|map| (map, 1024));
+impl<'m> Lab<'m> {
+    fn new(machine: &'m mut Machine, namespace: &Namespace, devices: &[String]) -> Result<Self> {
         let mut lab = Self {
-            machine: Machine::load(&sizes)?,
+            machine,
             devices: devices
                 .iter()
                 .map(|name| namespace.ifindex(name))
@@ -88,8 +103,15 @@ impl Lab {
             incarnation: 0,
             epoch: 1,
         };
+        for index in 0..=DEVICES as u32 {
+            lab.machine.store(maps::PODS, index, Pod::default())?;
+            lab.machine.store(maps::QUOTAS, index, Quota::default())?;
+        }
+        lab.machine.clear::<FragKey, Frag>(maps::FRAGS)?;
+        lab.machine.clear_drops()?;
+        lab.forget_flows()?;
         lab.configure(|_| {})?;
-        lab.write_state()?;
+        lab.apply(&Snapshot::default())?;
         Ok(lab)
     }
 
@@ -263,7 +285,6 @@ impl Lab {
             mark,
             ifindex: self.device(to),
             ingress_ifindex,
-            linear: 0,
         };
         self.machine.run(hook, frame, input)
     }

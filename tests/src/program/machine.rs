@@ -59,9 +59,6 @@ pub struct Input {
     pub ifindex: u32,
     /// Where the packet came in; 0 = made on this host.
     pub ingress_ifindex: u32,
-    /// How many bytes are in the buffer's linear part; 0 = all of them. The rest is in fragments, where the
-    /// kernel can do that (6.18).
-    pub linear: u32,
 }
 
 /// What a program did.
@@ -260,6 +257,19 @@ impl Machine {
         Ok(drops)
     }
 
+    /// Sets all drop counters back.
+    ///
+    /// # Errors
+    /// Where they can not be removed.
+    pub fn clear_drops(&mut self) -> Result<()> {
+        let mut hash = PerCpuHashMap::<_, Plain<DropKey>, Plain<Count>>::try_from(self.map(maps::DROPS)?)?;
+        let keys: Vec<_> = hash.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            hash.remove(&key)?;
+        }
+        Ok(())
+    }
+
     /// One packet through the program of `hook`.
     ///
     /// # Errors
@@ -316,7 +326,6 @@ const CONTEXT: usize = 256;
 const MARK: usize = 8;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
-const DATA_END: usize = 80;
 
 fn context(input: Input) -> [u8; CONTEXT] {
     let mut context = [0; CONTEXT];
@@ -324,7 +333,6 @@ fn context(input: Input) -> [u8; CONTEXT] {
         (MARK, input.mark),
         (INGRESS_IFINDEX, input.ingress_ifindex),
         (IFINDEX, input.ifindex),
-        (DATA_END, input.linear),
     ] {
         context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
     }

@@ -1,0 +1,7 @@
+//! The real object, real maps, packets through `BPF_PROG_TEST_RUN`.
+
+mod conversations;
+mod oracle;
+mod packets;
+mod reasons;
+mod town;
