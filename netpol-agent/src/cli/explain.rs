@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Write},
+    num::NonZero,
     path::{Path, PathBuf},
 };
 
@@ -82,12 +83,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
 
 fn many(judge: &Judge<'_>, flows: &Path) -> anyhow::Result<Exit> {
     let output = io::stdout().lock();
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
     let tally = if flows == Path::new("-") {
-        bulk::run(judge, io::stdin().lock(), output).context("answering flows from standard input")?
+        bulk::run(judge, io::stdin().lock(), output, workers)
+            .context("answering flows from standard input")?
     } else {
         let what = || format!("--flows {}", flows.display());
         let file = File::open(flows).map_err(|error| BadInput(format!("{}: {error}", what())))?;
-        bulk::run(judge, file, output).with_context(what)?
+        bulk::run(judge, file, output, workers).with_context(what)?
     };
     if tally.bad > 0 {
         let lines = if tally.bad == 1 { "line" } else { "lines" };

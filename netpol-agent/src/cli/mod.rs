@@ -7,9 +7,11 @@ mod check;
 mod cleanup;
 mod explain;
 mod input;
+mod matrix;
 mod paint;
 mod run;
 mod status;
+mod table;
 
 use std::{
     fmt,
@@ -63,6 +65,8 @@ enum Command {
     Status(status::Args),
     /// Remove everything that netpol has put on this machine: nothing is enforced any more.
     Cleanup(cleanup::Args),
+    /// Show who may reach whom, and by which policies.
+    Matrix(matrix::Args),
 }
 
 fn dispatch(command: Command) -> anyhow::Result<Exit> {
@@ -72,6 +76,7 @@ fn dispatch(command: Command) -> anyhow::Result<Exit> {
         Command::Run(args) => run::run(args),
         Command::Status(args) => status::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
+        Command::Matrix(args) => matrix::run(&args),
     }
 }
 

@@ -27,6 +27,16 @@ impl Paint {
         self.with("1;31", text)
     }
 
+    /// Grey.
+    pub(super) fn faint(self, text: impl Display) -> String {
+        self.with("2", text)
+    }
+
+    /// Bold.
+    pub(super) fn strong(self, text: impl Display) -> String {
+        self.with("1", text)
+    }
+
     fn with(self, code: &str, text: impl Display) -> String {
         if self.0 {
             format!("\x1b[{code}m{text}\x1b[0m")

@@ -70,7 +70,8 @@ pub const fn word(allowed: bool) -> &'static str {
     if allowed { "allow" } else { "deny" }
 }
 
-const fn exemption(exemption: Exemption) -> &'static str {
+/// Why rules were not asked, in a word.
+pub(super) const fn exemption(exemption: Exemption) -> &'static str {
     match exemption {
         Exemption::OwnNode => "own-node",
         Exemption::Itself => "itself",
@@ -85,7 +86,8 @@ impl Serialize for Names<'_> {
     }
 }
 
-struct Name<'v>(&'v ObjectName);
+/// `namespace/name`
+pub(super) struct Name<'v>(pub(super) &'v ObjectName);
 
 impl Serialize for Name<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -93,7 +95,8 @@ impl Serialize for Name<'_> {
     }
 }
 
-struct Rules<'v>(&'v [RuleRef<'v>]);
+/// `[{"policy":…,"rule":…}]`
+pub(super) struct Rules<'v>(pub(super) &'v [RuleRef<'v>]);
 
 impl Serialize for Rules<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    io::{self, BufRead as _, BufReader, BufWriter, Read, Write},
+    io::{self, Read, Write},
+    thread,
 };
 
 use serde::Serialize;
@@ -10,14 +11,13 @@ use serde::Serialize;
 use super::{
     Answer, Found, Judge, Mismatch, QueryError, Question, Transport,
     judge::TableSide,
-    line::{FlowLine, parse},
+    line::{FlowLine, Lines, MAX_LINE, parse},
 };
 
-/// A longer line is answered by an error: no flow needs it, and memory stays bounded.
-const MAX_LINE: usize = 64 << 10;
-/// Ends that are remembered; then all are forgotten (there may be as many addresses as lines).
+/// Ends that a worker remembers; then it forgets all (there may be as many addresses as lines).
 const MAX_ENDS: usize = 1 << 16;
-const BUFFER: usize = 256 << 10;
+/// Fewer lines are not worth a thread.
+const MIN_SHARE: usize = 128;
 
 /// How the lines were answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,138 +30,106 @@ pub struct Tally {
     pub mismatches: u64,
 }
 
-/// Reads lines from `input` until it ends and writes one for each to `output`, which is flushed whenever the
-/// next line is not there yet.
+/// Reads lines from `input` until it ends and writes one for each to `output`. Lines are answered as soon as
+/// they are there, so whoever writes one and waits for the answer gets it; many at once are shared between
+/// `workers` threads (at least one).
 ///
 /// # Errors
 /// Those of `input` and `output`. Bad lines and disagreements are answered in their place and counted.
-pub fn run(judge: &Judge<'_>, input: impl Read, output: impl Write) -> io::Result<Tally> {
-    let mut input = BufReader::with_capacity(BUFFER, input);
-    let mut output = BufWriter::with_capacity(BUFFER, output);
-    let mut tally = Tally::default();
-    let mut ends = Cache::new(judge);
-    let mut line = Vec::new();
-    for number in 1_u64.. {
-        let answered = match next_line(&mut input, &mut line, &mut output)? {
-            Next::End => break,
-            Next::TooLong => Err(format!("longer than {} KiB", MAX_LINE >> 10)),
-            Next::Line => parse(&line).and_then(|flow| {
-                let question = ends.question(&flow).map_err(|error| error.to_string())?;
-                Ok(judge.ask(&question))
-            }),
-        };
-        match answered {
-            Ok(Ok(verdict)) => {
-                tally.answered += 1;
-                write_line(&mut output, &Answer(&verdict))?;
-            }
-            Ok(Err(mismatch)) => {
-                tally.mismatches += 1;
-                write_line(&mut output, &Disagreement::new(number, &mismatch))?;
-            }
-            Err(reason) => {
-                tally.bad += 1;
-                let error = format!("line {number}: {reason}");
-                write_line(&mut output, &Bad { error })?;
-            }
+pub fn run(judge: &Judge<'_>, input: impl Read, mut output: impl Write, workers: usize) -> io::Result<Tally> {
+    let mut lines = Lines::new(input);
+    let mut workers: Vec<_> = (0..workers.max(1)).map(|_| Worker::new(judge)).collect();
+    let mut number = 1;
+    while let Some(batch) = lines.next_batch()? {
+        let batch: Vec<&[u8]> = batch.collect();
+        let share = batch.len().div_ceil(workers.len()).max(MIN_SHARE);
+        let shares = batch
+            .chunks(share)
+            .zip((number..).step_by(share))
+            .zip(&mut workers);
+        if batch.len() <= share {
+            shares.for_each(|((lines, first), worker)| worker.answer(lines, first));
+        } else {
+            thread::scope(|scope| {
+                for ((lines, first), worker) in shares {
+                    scope.spawn(move || worker.answer(lines, first));
+                }
+            });
         }
+        for worker in &mut workers {
+            output.write_all(&worker.output)?;
+            worker.output.clear();
+        }
+        output.flush()?;
+        number += batch.len();
     }
-    output.flush()?;
-    Ok(tally)
+    Ok(workers
+        .iter()
+        .map(|worker| worker.tally)
+        .fold(Tally::default(), |sum, part| Tally {
+            answered: sum.answered + part.answered,
+            bad: sum.bad + part.bad,
+            mismatches: sum.mismatches + part.mismatches,
+        }))
 }
 
-enum Next {
-    Line,
-    TooLong,
-    End,
-}
-
-/// One line without its end. Before this waits for input, `output` is flushed: whoever writes a line and
-/// waits for the answer gets it.
-fn next_line(
-    input: &mut BufReader<impl Read>,
-    line: &mut Vec<u8>,
-    output: &mut impl Write,
-) -> io::Result<Next> {
-    line.clear();
-    let mut length = 0;
-    let mut ended = false;
-    while !ended {
-        if input.buffer().is_empty() {
-            output.flush()?;
-        }
-        let chunk = input.fill_buf()?;
-        if chunk.is_empty() {
-            break;
-        }
-        let end = chunk.iter().position(|&byte| byte == b'\n');
-        ended = end.is_some();
-        let part = &chunk[..end.unwrap_or(chunk.len())];
-        length += part.len();
-        if length <= MAX_LINE {
-            line.extend_from_slice(part);
-        }
-        let used = part.len() + usize::from(ended);
-        input.consume(used);
-    }
-    Ok(match (ended || length > 0, length > MAX_LINE) {
-        (false, _) => Next::End,
-        (true, true) => Next::TooLong,
-        (true, false) => Next::Line,
-    })
-}
-
-fn write_line(output: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer(&mut *output, value)?;
-    output.write_all(b"\n")
-}
-
-#[derive(Serialize)]
-struct Bad {
-    error: String,
-}
-
-#[derive(Serialize)]
-struct Disagreement {
-    error: String,
-    oracle: BothSides,
-    tables: BothSides,
-}
-
-#[derive(Serialize)]
-struct BothSides {
-    egress: TableSide,
-    ingress: TableSide,
-}
-
-impl Disagreement {
-    fn new(number: u64, mismatch: &Mismatch) -> Self {
-        let sides = |which: usize| BothSides {
-            egress: mismatch.egress[which],
-            ingress: mismatch.ingress[which],
-        };
-        Self {
-            error: format!("line {number}: {mismatch}"),
-            oracle: sides(0),
-            tables: sides(1),
-        }
-    }
-}
-
-/// The ends that lines named before.
-struct Cache<'j, 'a> {
+/// Answers its share of each batch.
+struct Worker<'j, 'a> {
     judge: &'j Judge<'a>,
+    tally: Tally,
+    output: Vec<u8>,
+    /// The ends that lines named before, by their text.
     places: HashMap<Box<str>, usize>,
     ends: Vec<Result<Found<'a>, QueryError>>,
 }
 
-impl<'j, 'a> Cache<'j, 'a> {
+impl<'j, 'a> Worker<'j, 'a> {
     fn new(judge: &'j Judge<'a>) -> Self {
         Self {
             judge,
+            tally: Tally::default(),
+            output: Vec::new(),
             places: HashMap::new(),
             ends: Vec::new(),
         }
+    }
+
+    fn answer(&mut self, lines: &[&[u8]], first: usize) {
+        for (number, line) in (first..).zip(lines) {
+            self.answer_one(number, line);
+        }
+    }
+
+    fn answer_one(&mut self, number: usize, line: &[u8]) {
+        let judge = self.judge;
+        let answered = if line.len() > MAX_LINE {
+            Err(format!("longer than {} KiB", MAX_LINE >> 10))
+        } else {
+            parse(line).and_then(|flow| {
+                let question = self.question(&flow).map_err(|error| error.to_string())?;
+                Ok(judge.ask(&question))
+            })
+        };
+        match answered {
+            Ok(Ok(verdict)) => {
+                self.tally.answered += 1;
+                self.write(&Answer(&verdict));
+            }
+            Ok(Err(mismatch)) => {
+                self.tally.mismatches += 1;
+                self.write(&Disagreement::new(number, &mismatch));
+            }
+            Err(reason) => {
+                self.tally.bad += 1;
+                let error = format!("line {number}: {reason}");
+                self.write(&Bad { error });
+            }
+        }
+    }
+
+    fn write(&mut self, value: &impl Serialize) {
+        serde_json::to_writer(&mut self.output, value).expect("memory takes every answer");
+        self.output.push(b'\n');
     }
 
     fn question(&mut self, flow: &FlowLine<'_>) -> Result<Question<'_>, QueryError> {
@@ -183,5 +151,37 @@ impl<'j, 'a> Cache<'j, 'a> {
         self.ends.push(found);
         self.places.insert(text.into(), self.ends.len() - 1);
         self.ends.len() - 1
+    }
+}
+
+#[derive(Serialize)]
+struct Bad {
+    error: String,
+}
+
+#[derive(Serialize)]
+struct Disagreement {
+    error: String,
+    oracle: BothSides,
+    tables: BothSides,
+}
+
+#[derive(Serialize)]
+struct BothSides {
+    egress: TableSide,
+    ingress: TableSide,
+}
+
+impl Disagreement {
+    fn new(number: usize, mismatch: &Mismatch) -> Self {
+        let sides = |which: usize| BothSides {
+            egress: mismatch.egress[which],
+            ingress: mismatch.ingress[which],
+        };
+        Self {
+            error: format!("line {number}: {mismatch}"),
+            oracle: sides(0),
+            tables: sides(1),
+        }
     }
 }

@@ -125,9 +125,18 @@ pub struct Located<'a> {
     /// What it is, as `-o json` says it.
     pub kind: Kind,
     /// The pods whose policies are asked.
-    pub subjects: Vec<&'a Pod>,
+    pub subjects: Vec<Subject<'a>>,
     /// The node whose packets these are.
     pub node: Option<&'a str>,
+}
+
+/// A pod whose policies are asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// Its place among the snapshot's pods.
+    pub index: usize,
 }
 
 /// What an end is.
@@ -175,8 +184,11 @@ pub(super) fn locate<'q, 'a>(
     };
     let [from, to] = pair;
     for (node, other) in [(from, to), (to, from)] {
-        let own =
-            !other.subjects.is_empty() && other.subjects.iter().all(|pod| pod.node.as_deref() == node.node);
+        let own = !other.subjects.is_empty()
+            && other
+                .subjects
+                .iter()
+                .all(|other| other.pod.node.as_deref() == node.node);
         if node.kind == Kind::Node && node.address.is_unspecified() && !own {
             return Err(QueryError::NodeWithoutAddress(
                 node.node.unwrap_or_default().into(),

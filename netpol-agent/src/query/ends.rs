@@ -6,21 +6,22 @@ use std::{
 };
 
 use netpol_policy::{
-    model::{ObjectName, Pod, Snapshot},
+    model::{ObjectName, Snapshot},
     oracle,
 };
 
 use super::{
     QueryError,
-    end::{EndName, Found, Kind, Located},
+    end::{EndName, Found, Kind, Located, Subject},
 };
 
 /// The addresses and nodes of one snapshot.
 #[derive(Debug)]
 pub struct Ends<'a> {
     snapshot: &'a Snapshot,
+    pods: HashMap<&'a ObjectName, Subject<'a>>,
     /// The running pods that own an address; more than one only where the manifests contradict themselves.
-    owners: HashMap<IpAddr, Vec<&'a Pod>>,
+    owners: HashMap<IpAddr, Vec<Subject<'a>>>,
     /// The node that has an address; `None` where several claim it.
     nodes_at: HashMap<IpAddr, Option<&'a str>>,
     /// Every node that is named anywhere, with its addresses: those of its `Node` object, else those of its
@@ -34,6 +35,7 @@ impl<'a> Ends<'a> {
     pub fn new(snapshot: &'a Snapshot) -> Self {
         let mut ends = Self {
             snapshot,
+            pods: HashMap::new(),
             owners: HashMap::new(),
             nodes_at: HashMap::new(),
             nodes: BTreeMap::new(),
@@ -41,14 +43,19 @@ impl<'a> Ends<'a> {
         for node in snapshot.nodes.values() {
             ends.add_node(&node.name, &node.addresses);
         }
-        for pod in snapshot.pods.values().filter(|pod| !pod.completed) {
+        for (index, pod) in snapshot.pods.values().enumerate() {
+            let subject = Subject { pod, index };
+            ends.pods.insert(&pod.name, subject);
+            if pod.completed {
+                continue;
+            }
             match (&pod.node, pod.host_network) {
                 (Some(node), true) => ends.add_node(node, &pod.addresses),
                 (Some(node), false) => drop(ends.nodes.entry(node).or_default()),
                 (None, _) => {}
             }
             if !pod.host_network {
-                ends.add_pod(pod);
+                ends.add_pod(subject);
             }
         }
         ends
@@ -69,17 +76,17 @@ impl<'a> Ends<'a> {
     }
 
     /// A pod that is being deleted has lost its address to one that is not.
-    fn add_pod(&mut self, pod: &'a Pod) {
-        for &address in &pod.addresses {
+    fn add_pod(&mut self, subject: Subject<'a>) {
+        for &address in &subject.pod.addresses {
             let owners = self.owners.entry(address).or_default();
-            let staying = |pod: &&Pod| !pod.terminating;
-            if pod.terminating && owners.iter().any(|owner| staying(owner)) {
+            let staying = |owner: &Subject<'_>| !owner.pod.terminating;
+            if subject.pod.terminating && owners.iter().any(staying) {
                 continue;
             }
-            if !pod.terminating {
+            if !subject.pod.terminating {
                 owners.retain(staying);
             }
-            owners.push(pod);
+            owners.push(subject);
         }
     }
 
@@ -97,9 +104,10 @@ impl<'a> Ends<'a> {
     }
 
     fn pod(&self, name: &ObjectName) -> Result<Found<'a>, QueryError> {
-        let Some(pod) = self.snapshot.pods.get(name) else {
+        let Some(&subject) = self.pods.get(name) else {
             return Err(self.unknown_pod(name));
         };
+        let pod = subject.pod;
         if pod.completed {
             return Err(QueryError::Completed(name.clone()));
         }
@@ -121,7 +129,7 @@ impl<'a> Ends<'a> {
             address,
             end: oracle::End::Pod(name.clone(), address),
             kind: if pod.host_network { Kind::Node } else { Kind::Pod },
-            subjects: if pod.host_network { vec![] } else { vec![pod] },
+            subjects: if pod.host_network { vec![] } else { vec![subject] },
             node: node.filter(|_| pod.host_network),
         });
         Ok(Found {
@@ -170,10 +178,10 @@ impl<'a> Ends<'a> {
         let label = match (&subjects[..], node) {
             ([], Some(node)) => format!("node/{node}"),
             ([], None) => address.to_string(),
-            (pods, _) => super::join(pods.iter().map(|pod| &pod.name)),
+            (pods, _) => super::join(pods.iter().map(|owner| &owner.pod.name)),
         };
         let ports = match subjects[..] {
-            [pod] => Some(&pod.ports[..]),
+            [owner] => Some(&owner.pod.ports[..]),
             _ => None,
         };
         let kind = match (subjects.is_empty(), node) {

@@ -1,16 +1,17 @@
 //! Asks the oracle and the tables, and holds one answer against the other.
 
-use std::{collections::BTreeMap, fmt, sync::OnceLock};
+use std::{collections::HashMap, fmt, sync::OnceLock};
 
+use netpol_common::tables::RULESET_NONE;
 use netpol_policy::{
-    model::{Direction, Pod, Snapshot, Str},
-    oracle::{Flow, Oracle, Verdict},
-    tables::Tables,
+    model::{Direction, Snapshot, Str},
+    oracle::{Flow, Oracle, Side, Verdict},
+    tables::{PodRules, Tables},
 };
 
 use super::{
     QueryError,
-    end::{Family, Found, Located, locate},
+    end::{Family, Found, Located, Subject, locate},
     ends::Ends,
     port::{self, PortName, Transport},
 };
@@ -147,7 +148,7 @@ impl<'a> Judge<'a> {
         } = *question;
         let flow = question.flow();
         let verdict = self.oracle.evaluate(&flow);
-        let sides = |side: &netpol_policy::oracle::Side<'_>, direction| {
+        let sides = |side: &Side<'_>, direction| {
             let (local, remote) = match direction {
                 Direction::Egress => (from, to),
                 Direction::Ingress => (to, from),
@@ -174,7 +175,9 @@ struct NodeTables {
     /// The snapshot, with a node for every pod.
     snapshot: Snapshot,
     compile: Compile,
-    by_node: BTreeMap<Str, OnceLock<Tables>>,
+    nodes: Vec<(Str, OnceLock<Tables>)>,
+    /// By the pod's place in the snapshot: its node's in `nodes`, and its rulesets there.
+    pods: Vec<(usize, OnceLock<PodRules>)>,
 }
 
 /// The node of the pods that have none yet: no object's name is empty.
@@ -183,16 +186,32 @@ const UNSCHEDULED: &str = "";
 impl NodeTables {
     fn new(snapshot: &Snapshot, compile: Compile) -> Self {
         let mut snapshot = snapshot.clone();
-        let mut by_node = BTreeMap::new();
+        let mut places = HashMap::new();
+        let mut nodes = Vec::new();
+        let mut pods = Vec::with_capacity(snapshot.pods.len());
         for pod in snapshot.pods.values_mut() {
             let node = pod.node.get_or_insert_with(|| UNSCHEDULED.into());
-            by_node.entry(node.clone()).or_default();
+            let place = *places.entry(node.clone()).or_insert_with(|| {
+                nodes.push((node.clone(), OnceLock::new()));
+                nodes.len() - 1
+            });
+            pods.push((place, OnceLock::new()));
         }
         Self {
             snapshot,
             compile,
-            by_node,
+            nodes,
+            pods,
         }
+    }
+
+    /// The tables of the subject's node, and its rulesets there. A pod that they do not have is not isolated.
+    fn of(&self, subject: Subject<'_>) -> (&Tables, PodRules) {
+        let (place, rules) = &self.pods[subject.index];
+        let (node, tables) = &self.nodes[*place];
+        let tables = tables.get_or_init(|| (self.compile)(&self.snapshot, node));
+        let rules = rules.get_or_init(|| tables.pods.get(&subject.pod.name).copied().unwrap_or_default());
+        (tables, *rules)
     }
 
     /// What the kernels of the nodes of `local` decide in `direction`; who is no pod is never isolated.
@@ -208,21 +227,16 @@ impl NodeTables {
             isolated: false,
             allowed: true,
         };
-        for pod in &local.subjects {
-            let node = pod.node.as_deref().unwrap_or(UNSCHEDULED);
-            let Some(tables) = self.by_node.get(node) else {
-                unreachable!("every pod's node has its tables")
-            };
-            let tables = tables.get_or_init(|| (self.compile)(&self.snapshot, node));
-            let rules = tables.pods.get(&pod.name).copied().unwrap_or_default();
+        for &subject in &local.subjects {
+            let (tables, rules) = self.of(subject);
             let ruleset = match direction {
                 Direction::Ingress => rules.ingress,
                 Direction::Egress => rules.egress,
             };
-            let isolated = ruleset != netpol_common::tables::RULESET_NONE;
+            let isolated = ruleset != RULESET_NONE;
             side.isolated |= isolated;
             side.allowed &= !isolated
-                || exempt(pod, remote)
+                || exempt(subject, remote)
                 || tables.allows(ruleset, tables.class(remote.address), protocol, port);
         }
         side
@@ -230,7 +244,8 @@ impl NodeTables {
 }
 
 /// What the programs pass before they look at any table: a pod's packets to itself and its own node's.
-fn exempt(pod: &Pod, remote: &Located<'_>) -> bool {
-    let itself = !remote.subjects.is_empty() && remote.subjects.iter().all(|other| other.name == pod.name);
-    itself || (remote.node.is_some() && remote.node == pod.node.as_deref())
+fn exempt(subject: Subject<'_>, remote: &Located<'_>) -> bool {
+    let itself =
+        !remote.subjects.is_empty() && remote.subjects.iter().all(|other| other.index == subject.index);
+    itself || (remote.node.is_some() && remote.node == subject.pod.node.as_deref())
 }

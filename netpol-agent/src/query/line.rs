@@ -1,10 +1,75 @@
-//! One line of `--flows`.
+//! Lines of `--flows`: cut out of the input as they come, and read.
 
-use std::{borrow::Cow, fmt, marker::PhantomData, str::FromStr};
+use std::{
+    borrow::Cow,
+    fmt,
+    io::{self, Read},
+    marker::PhantomData,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Deserializer, de};
 
 use super::{Family, PortName, QueryError, Transport};
+
+/// A longer line is answered by an error: no flow needs it, and memory stays bounded.
+pub(super) const MAX_LINE: usize = 64 << 10;
+const CHUNK: usize = 1 << 20;
+
+/// Cuts input into lines, in batches: all that is there, without waiting for more.
+pub(super) struct Lines<R> {
+    input: R,
+    /// What was read, then room for more.
+    buffer: Vec<u8>,
+    /// How much was read.
+    filled: usize,
+    /// How much of that has been handed out.
+    used: usize,
+}
+
+impl<R: Read> Lines<R> {
+    pub(super) fn new(input: R) -> Self {
+        Self {
+            input,
+            buffer: vec![0; CHUNK],
+            filled: 0,
+            used: 0,
+        }
+    }
+
+    /// The next lines, without their ends; `None` at the end of the input. Of a line longer than
+    /// [`MAX_LINE`] only the beginning is kept: more than [`MAX_LINE`] bytes of it.
+    pub(super) fn next_batch(&mut self) -> io::Result<Option<impl Iterator<Item = &[u8]>>> {
+        self.buffer.copy_within(self.used..self.filled, 0);
+        self.filled = (self.filled - self.used).min(MAX_LINE + 1);
+        self.used = 0;
+        loop {
+            let read = match self.input.read(&mut self.buffer[self.filled..]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                read => read?,
+            };
+            let new = &self.buffer[self.filled..self.filled + read];
+            let end = new
+                .iter()
+                .rposition(|&byte| byte == b'\n')
+                .map(|at| self.filled + at);
+            self.filled += read;
+            if let Some(end) = end {
+                self.used = end + 1;
+                return Ok(Some(self.lines(end)));
+            }
+            if read == 0 {
+                self.used = self.filled;
+                return Ok((self.filled > 0).then(|| self.lines(self.filled)));
+            }
+            self.filled = self.filled.min(MAX_LINE + 1);
+        }
+    }
+
+    fn lines(&self, end: usize) -> impl Iterator<Item = &[u8]> {
+        self.buffer[..end].split(|&byte| byte == b'\n')
+    }
+}
 
 /// A flow as a line gives it. Other fields are ignored: they are the writer's own.
 #[derive(Debug, Deserialize, PartialEq, Eq)]

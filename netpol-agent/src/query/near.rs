@@ -42,7 +42,7 @@ pub(super) fn near_misses(
     let peer_fits = asked_with(snapshot, &flow, side, direction, |rule| rule.ports = Ports::Any);
     let port_fits = asked_with(snapshot, &flow, side, direction, |rule| rule.peers = Peers::Any);
     let destination: &[NamedPort] = match question.to.subjects[..] {
-        [pod] => &pod.ports,
+        [owner] => &owner.pod.ports,
         _ => &[],
     };
     let mut misses = Vec::new();

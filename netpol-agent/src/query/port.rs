@@ -148,6 +148,15 @@ impl PortName {
     }
 }
 
+impl fmt::Display for PortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
 impl FromStr for PortName {
     type Err = QueryError;
 

@@ -104,7 +104,7 @@ impl<'s, 'o, 'a> Reaches<'s, 'o, 'a> {
                     PortSpec::All => {}
                     PortSpec::Range(first, last) => interval(*first, *last),
                     PortSpec::Named(name) => {
-                        let declared = to.subjects.iter().flat_map(|pod| &pod.ports);
+                        let declared = to.subjects.iter().flat_map(|owner| &owner.pod.ports);
                         declared
                             .filter(|port| port.name == *name)
                             .for_each(|port| interval(port.number, port.number));

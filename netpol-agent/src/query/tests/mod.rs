@@ -6,13 +6,13 @@ use netpol_policy::{
     generate::{Shape, flows, snapshots},
     model::{ObjectName, Pod, Protocol, Snapshot},
     oracle::End,
-    tables::Tables,
 };
 use proptest::prelude::*;
 
-use super::{
-    Answer, EndName, Family, Judge, PortName, QueryError, Question, Story, Transport, bulk, bulk::Tally,
-};
+mod bulk;
+mod matrix;
+
+use super::{Answer, EndName, Family, Judge, PortName, QueryError, Question, Story, Transport};
 
 /// client, api and a db that only api may reach on its port `pg`; db allows everybody 9090.
 fn three_tiers() -> Snapshot {
@@ -264,106 +264,6 @@ fn a_node_without_address_is_known_to_its_own_pods() {
     assert_eq!(
         ask(&node, &other).unwrap_err().to_string(),
         "node node-1 has no address; add a Node object with status.addresses"
-    );
-}
-
-fn lines(judge: &Judge<'_>, input: &str) -> (Tally, Vec<String>) {
-    let mut output = Vec::new();
-    let tally = bulk::run(judge, input.as_bytes(), &mut output).unwrap();
-    let text = String::from_utf8(output).unwrap();
-    (tally, text.lines().map(String::from).collect())
-}
-
-#[test]
-fn every_line_is_answered_in_its_place() {
-    let snapshot = three_tiers();
-    let judge = Judge::new(&snapshot, compile::full);
-    let input = concat!(
-        r#"{"from":"shop/api","to":"shop/db","port":"pg","note":"ignored"}"#,
-        "\r\n\n[\"shop/api\",\"shop/db\"]\n",
-        r#"{"from":"shop/api","to":"shop/db","port":65536}"#,
-        "\n",
-        r#"{"from":"fd00::2","to":"10.0.0.4","port":"80","protocol":"udp"}"#,
-        "\n",
-        r#"{"from":"shop/client","to":"10.0.0.4","port":null,"protocol":1,"family":"4"}"#,
-        "\n",
-        r#"{"to":"shop/db","port":1}"#,
-        "\n",
-        r#"{"from":"shop/api","to":"shop/db","port":-1}"#,
-        "\n",
-    );
-    let long = format!(r#"{{"from":"{}"}}"#, "x".repeat(70_000));
-    let (tally, answers) = lines(
-        &judge,
-        &format!(
-            "{input}{long}\n{}",
-            r#"{"from":"8.8.8.8","to":"shop/db","port":9090}"#
-        ),
-    );
-    let api = ask("shop/api", "shop/db", "pg", None).unwrap().0;
-    let ping = ask("shop/client", "shop/db", "icmp", None).unwrap().0;
-    let outside = ask("8.8.8.8", "shop/db", "9090", None).unwrap().0;
-    let no_object = r#"not a JSON object; write {\"from\":…,\"to\":…,\"protocol\":…,\"port\":…}"#;
-    let error = |text: &str| format!(r#"{{"error":"{text}"}}"#);
-    assert_eq!(
-        answers,
-        [
-            api,
-            error(&format!("line 2: {no_object}")),
-            error(&format!("line 3: {no_object}")),
-            error(
-                "line 4: `65536` is no port; write a number from 1 to 65535 or the name of one of the destination's \
-                 ports (column 46)"
-            ),
-            error("line 5: shop/client (fd00::2) and shop/db (10.0.0.4) have no address family in common"),
-            ping,
-            error("line 7: missing field `from` (column 25)"),
-            error("line 8: invalid type: integer `-1`, expected a port's number or name (column 43)"),
-            error("line 9: longer than 64 KiB"),
-            outside,
-        ]
-    );
-    assert_eq!(
-        tally,
-        Tally {
-            answered: 3,
-            bad: 7,
-            mismatches: 0
-        }
-    );
-}
-
-/// A compiler that isolates nobody.
-fn wrong(snapshot: &Snapshot, node: &str) -> Tables {
-    Tables {
-        pods: Default::default(),
-        ..compile::full(snapshot, node)
-    }
-}
-
-#[test]
-fn tables_that_disagree_are_an_error_not_a_verdict() {
-    let snapshot = three_tiers();
-    let judge = Judge::new(&snapshot, wrong);
-    let (tally, answers) = lines(&judge, r#"{"from":"shop/client","to":"shop/db","port":80}"#);
-    let answer: serde_json::Value = serde_json::from_str(&answers[0]).unwrap();
-    let side = |isolated, allowed| serde_json::json!({"isolated": isolated, "allowed": allowed});
-    assert_eq!(
-        answer,
-        serde_json::json!({
-            "error": "line 1: an error of netpol's own: the policies and the compiled tables disagree; egress: allowed \
-                (not isolated) by the policies, allowed (not isolated) by the tables; ingress: denied by the policies, \
-                allowed (not isolated) by the tables; please report it with these manifests",
-            "oracle": {"egress": side(false, true), "ingress": side(true, false)},
-            "tables": {"egress": side(false, true), "ingress": side(false, true)},
-        })
-    );
-    assert_eq!(
-        tally,
-        Tally {
-            mismatches: 1,
-            ..Tally::default()
-        }
     );
 }
 
