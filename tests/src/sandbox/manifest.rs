@@ -375,6 +375,27 @@ mod tests {
     }
 
     #[test]
+    fn items_of_a_list_are_what_the_list_says() {
+        let dir = std::env::temp_dir().join(format!("netpol-raw-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let list = r#"{"kind":"PodList","apiVersion":"v1","items":[{"metadata":{"name":"a"}}]}"#;
+        std::fs::write(dir.join("a.json"), list).unwrap();
+        std::fs::write(
+            dir.join("b.yaml"),
+            "kind: List\nitems: [{kind: Pod, metadata: {name: b}}]",
+        )
+        .unwrap();
+        let names: Vec<String> = Raw::read(&dir)
+            .unwrap()
+            .ports
+            .keys()
+            .map(ToString::to_string)
+            .collect();
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(names, ["default/a", "default/b"]);
+    }
+
+    #[test]
     fn endpoints_made_by_hand() {
         let object = json!({"metadata": {"name": "db"}, "subsets": [
             {"addresses": [{"ip": "192.0.2.1"}], "ports": [{"port": 5432}]}]});

@@ -76,7 +76,8 @@ impl Scene {
             dir.display()
         );
         let services = services::services(&loaded.snapshot, &raw, &layout);
-        let problems = loaded.problems.iter().map(ToString::to_string).collect();
+        let problems = loaded.problems.iter().map(ToString::to_string);
+        let problems = problems.filter(|problem| !is_about_services(problem)).collect();
         Ok(Self {
             layout,
             services,
@@ -103,6 +104,13 @@ impl Scene {
         }
         files
     }
+}
+
+/// The agent ignores what the sandbox reads.
+fn is_about_services(problem: &str) -> bool {
+    ["Service ", "Endpoints ", "EndpointSlice "]
+        .iter()
+        .any(|kind| problem.contains(&format!("objects of kind {kind}")))
 }
 
 /// A running sandbox. Dropping it ends the agents and listeners and removes everything.

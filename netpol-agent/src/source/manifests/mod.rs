@@ -26,7 +26,7 @@ use netpol_policy::model::{Event, Snapshot};
 
 use super::{
     Problem,
-    parse::{Node, Value},
+    parse::{Entry, Node, Value},
 };
 use store::Store;
 pub use watch::Watcher;
@@ -91,10 +91,15 @@ pub fn objects(dir: &Path) -> Result<Vec<(PathBuf, Node)>, LoadError> {
     let (mut objects, mut interner) = (Vec::new(), intern::Interner::default());
     for path in found.files.keys().map(PathBuf::from) {
         let Ok(text) = files::read(&path) else { continue };
-        yaml::documents(&text, &mut interner, |item, _| {
-            if let yaml::Item::Document(node) = item {
+        let mut of = None;
+        yaml::documents(&text, &mut interner, |item, _| match item {
+            yaml::Item::Document(node) => flatten(&path, node, &mut objects),
+            yaml::Item::List(list) => of = Some(list),
+            yaml::Item::Element(node) => {
+                let node = of.as_ref().map_or(node.clone(), |list| typed(node, list));
                 flatten(&path, node, &mut objects);
             }
+            yaml::Item::Broken(_) => {}
         });
     }
     Ok(objects)
@@ -104,10 +109,33 @@ fn flatten(path: &Path, node: Node, objects: &mut Vec<(PathBuf, Node)>) {
     let kind = node.field("kind").and_then(|kind| kind.value.text());
     match node.field("items").map(|items| &items.value) {
         Some(Value::List(items)) if kind.is_some_and(|kind| kind.ends_with("List")) => {
-            items.iter().for_each(|item| flatten(path, item.clone(), objects));
+            let items = items.iter().map(|item| typed(item.clone(), &node));
+            items.for_each(|item| flatten(path, item, objects));
         }
         _ => objects.push((path.to_owned(), node)),
     }
+}
+
+/// Items of a `PodList` and its like need not say what they are.
+fn typed(mut item: Node, list: &Node) -> Node {
+    let kind = list.field("kind").and_then(|kind| kind.value.text());
+    let kind = kind.as_deref().and_then(|kind| kind.strip_suffix("List"));
+    let missing = item.field("kind").is_none();
+    if let (Some(kind), Value::Map(entries), true) =
+        (kind.filter(|kind| !kind.is_empty()), &mut item.value, missing)
+    {
+        let line = item.line;
+        let field = |key: &str, value: Value| Entry {
+            key: key.into(),
+            line,
+            value: Node { value, line },
+        };
+        entries.push(field("kind", Value::String(kind.into())));
+        if let Some(version) = list.field("apiVersion") {
+            entries.push(field("apiVersion", version.value.clone()));
+        }
+    }
+    item
 }
 
 /// Reads `dir` once.
