@@ -122,6 +122,17 @@ fn files_that_can_not_be_read() {
 }
 
 #[test]
+fn a_file_of_20_mb_is_read() {
+    // Comments, so that the test is not slow; a file full of objects takes a few seconds.
+    let filler = format!("# {}\n", "x".repeat(998)).repeat(20_000);
+    let dir = directory(&[(
+        "large.yaml",
+        &format!("{filler}---\n{}", pod_text("a", "10.0.0.1")),
+    )]);
+    assert_eq!(loaded(dir.path()), (only([bare("a", "10.0.0.1")]), vec![]));
+}
+
+#[test]
 fn a_directory_that_is_not_there() {
     let dir = directory(&[("file", "")]);
     for (name, why) in [
