@@ -13,7 +13,7 @@ use std::{
 use netpol_policy::{
     compile::{Compiler, Dirty},
     ids::IdSource,
-    model::{Snapshot, Str},
+    model::{ObjectName, Snapshot, Str},
     plan::{self, Scope},
 };
 use tokio::{
@@ -83,6 +83,14 @@ fn bad_input(error: impl std::fmt::Display) -> crate::cli::BadInput {
     crate::cli::BadInput(error.to_string())
 }
 
+/// A failure that lasts.
+#[derive(Clone, Copy)]
+struct Noted {
+    since: u64,
+    /// Not ours: see [`datapath::Error::is_environment`].
+    environment: bool,
+}
+
 struct Agent {
     config: Config,
     datapath: Datapath,
@@ -94,7 +102,7 @@ struct Agent {
     unsure: bool,
     snapshot: Snapshot,
     problems: Vec<Problem>,
-    failures: BTreeMap<String, u64>,
+    failures: BTreeMap<String, Noted>,
     retry: Duration,
     unbound_looks: u32,
     started: u64,
@@ -216,9 +224,17 @@ impl Agent {
         let plan = plan::plan(self.datapath.actual(), desired, scope, &mut self.ids);
         if !plan.is_empty() {
             let begun = std::time::Instant::now();
-            if let Err(error) = self.datapath.execute(&plan, desired) {
-                self.unsure = true;
-                return Err(error);
+            match self.datapath.execute(&plan, desired) {
+                Ok(()) => {}
+                Err(datapath::Error::TooSmall(mut full)) => {
+                    // Nothing was written. Say whose policies need the room.
+                    full.largest = largest(&self.compiler);
+                    return Err(datapath::Error::TooSmall(full));
+                }
+                Err(error) => {
+                    self.unsure = true;
+                    return Err(error);
+                }
             }
             tracing::info!(
                 steps = plan.steps.len(),
@@ -237,12 +253,14 @@ impl Agent {
     fn finish(&mut self, failures: Vec<datapath::Error>) {
         let mut noted = BTreeMap::new();
         for failure in failures {
+            let environment = failure.is_environment();
             let text = format!("{:#}", anyhow::Error::from(failure));
-            if !self.failures.contains_key(&text) {
+            let known = self.failures.get(&text).copied();
+            if known.is_none() {
                 tracing::error!("{text}");
             }
-            let since = self.failures.get(&text).copied().unwrap_or_else(now);
-            noted.insert(text, since);
+            let since = known.map_or_else(now, |known| known.since);
+            noted.insert(text, Noted { since, environment });
         }
         if noted.is_empty() {
             self.retry = RETRY.0;
@@ -294,8 +312,9 @@ impl Agent {
     }
 
     fn outcome(&self) -> anyhow::Result<()> {
-        match self.failures.keys().next() {
-            Some(failure) => Err(anyhow::anyhow!("{failure}")),
+        match self.failures.iter().next() {
+            Some((failure, noted)) if noted.environment => Err(bad_input(failure).into()),
+            Some((failure, _)) => Err(anyhow::anyhow!("{failure}")),
             None => Ok(()),
         }
     }
@@ -333,8 +352,8 @@ impl Agent {
             errors: self
                 .failures
                 .iter()
-                .map(|(error, since)| Failure {
-                    since: *since,
+                .map(|(error, noted)| Failure {
+                    since: noted.since,
                     error: error.clone(),
                 })
                 .collect(),
@@ -386,6 +405,16 @@ fn device_report(
         detail,
         programs,
     }
+}
+
+/// The policies whose rulesets have the most cells.
+fn largest(compiler: &Compiler) -> Vec<(ObjectName, usize)> {
+    let rulesets = compiler.largest_rulesets(3);
+    rulesets
+        .into_iter()
+        .flat_map(|(cells, policies)| policies.into_iter().map(move |policy| (policy, cells)))
+        .take(5)
+        .collect()
 }
 
 /// Seconds since 1970.

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::{BadInput, Exit, Output, run::PIN};
 use crate::datapath::{
+    attach::{Hook, Mode},
     object::Pins,
     report::{Live, Report},
 };
@@ -90,14 +91,28 @@ fn text(status: &Status, now: u64) -> String {
             vec![map.name.clone(), entries, map.capacity.to_string()]
         }),
     );
+    let pod = |index: u32| {
+        let known = status
+            .agent
+            .iter()
+            .flat_map(|agent| &agent.pods)
+            .find(|pod| pod.index == index);
+        known.map_or_else(|| "-".to_owned(), |pod| pod.name.clone())
+    };
     table(
         &mut out,
         "drops",
-        &["REASON", "PACKETS"],
-        kernel
-            .drops
-            .iter()
-            .map(|(reason, packets)| vec![reason.clone(), packets.to_string()]),
+        &["POD", "HOOK", "REASON", "PACKETS", "BYTES"],
+        kernel.drops.iter().map(|drop| {
+            let hook = drop.hook.map_or("-", Hook::program);
+            vec![
+                pod(drop.pod),
+                hook.to_owned(),
+                drop.reason.clone(),
+                drop.packets.to_string(),
+                drop.bytes.to_string(),
+            ]
+        }),
     );
     out
 }
@@ -111,8 +126,8 @@ fn head(out: &mut String, agent: &Report, running: bool, now: u64) {
     };
     let kernel = &agent.kernel.release;
     let attach = match agent.attach {
-        crate::datapath::attach::Mode::Tcx => "TCX",
-        crate::datapath::attach::Mode::Clsact => "clsact",
+        Mode::Tcx => "TCX",
+        Mode::Clsact => "clsact",
     };
     // Writing to a string does not fail.
     let _ = writeln!(out, "agent:  {} on node {}, {state}", agent.version, agent.node);

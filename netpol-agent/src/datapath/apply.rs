@@ -16,7 +16,7 @@ use super::{
     binder::owners,
     conntrack,
     devices::Role,
-    error::Result,
+    error::{Error, Result},
     kernel,
     node::{jiffies, read_back},
 };
@@ -35,10 +35,12 @@ impl Datapath {
     /// Carries out `plan`, which leads from [`Self::actual`] to `desired`.
     ///
     /// # Errors
-    /// A map is full or can not be written. The steps before stand: their order is such that the policy in force is
+    /// [`Error::TooSmall`] before anything is written; else a map can not be written. The steps before stand: their order is such that the policy in force is
     /// still the old one, or the new one. [`Self::actual`] is then read from the kernel again, so that the next plan (of
     /// [`netpol_policy::plan::Scope::Everything`]) starts from what is there.
     pub fn execute(&mut self, plan: &Plan, desired: &Tables) -> Result<()> {
+        plan.fits(&self.maps.limits())
+            .map_err(|full| Error::TooSmall(Box::new(full)))?;
         for step in &plan.steps {
             if let Err(error) = self.step(step, desired) {
                 self.actual = read_back(&self.maps, &self.slots)?;

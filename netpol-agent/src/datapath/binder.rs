@@ -11,7 +11,7 @@ use netpol_policy::model::ObjectName;
 use super::{
     cni::Cache,
     devices::{Device, Evidence, Role, Seen, classify},
-    error::Result,
+    error::{Error, Result},
     namespaces,
 };
 
@@ -48,8 +48,13 @@ impl Binder {
         }
     }
 
-    /// The role of every device in `seen`.
-    pub(crate) fn roles(&mut self, seen: &Seen, pods: &[LocalPod]) -> Result<BTreeMap<u32, Role>> {
+    /// The role of every device in `seen`; and why the far ends could not be asked, where that was needed: the roles are
+    /// right all the same, with more pods unknown.
+    pub(crate) fn roles(
+        &mut self,
+        seen: &Seen,
+        pods: &[LocalPod],
+    ) -> Result<(BTreeMap<u32, Role>, Option<Error>)> {
         let mut evidence = Evidence {
             bound: self.cached(seen)?,
             addresses: owners(pods),
@@ -76,15 +81,27 @@ impl Binder {
                 .filter(|device| device.kind == "veth" && roles.get(&device.index) == Some(&Role::Pod(None)))
         };
         if homeless.is_empty() || unknown().next().is_none() {
-            return Ok(roles);
+            return Ok((roles, None));
         }
-        let far = namespaces::far_addresses(unknown())?;
-        let found = self.bind_far(unknown(), &far, &homeless);
+        let far = match namespaces::far_addresses(unknown()) {
+            Ok(far) => far,
+            Err(Error::NotPermitted { .. }) => {
+                let error = Error::FarEnds {
+                    pods: homeless.values().collect::<BTreeSet<_>>().len(),
+                    devices: unknown().count(),
+                };
+                return Ok((roles, Some(error)));
+            }
+            Err(error) => return Ok((roles, Some(error))),
+        };
+        // The youngest first: an address that is used again belongs to the pod that came last, while the sandbox of the one
+        // before may linger.
+        let found = self.bind_far(unknown().rev(), &far, &homeless);
         if found.is_empty() {
-            return Ok(roles);
+            return Ok((roles, None));
         }
         evidence.bound.extend(found);
-        Ok(classify(seen, &evidence))
+        Ok((classify(seen, &evidence), None))
     }
 
     /// Where the runtime keeps its results.
@@ -200,11 +217,12 @@ mod tests {
             ..Seen::default()
         };
         // The other device is unknown; nobody is homeless, so nobody is asked again.
-        let roles = binder.roles(&seen, std::slice::from_ref(&db)).unwrap();
+        let (roles, failure) = binder.roles(&seen, std::slice::from_ref(&db)).unwrap();
         assert_eq!(
             roles,
             BTreeMap::from([(5, Role::Pod(Some(db.name.clone()))), (6, Role::Pod(None))])
         );
+        assert!(failure.is_none());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
+use netpol_policy::plan::MapFull;
 
 /// A failed operation of the data path. Each names the operation, the object and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,24 @@ pub enum Error {
     NotPermitted {
         /// What was tried.
         operation: String,
+    },
+    /// Nothing but the far ends' addresses could say whose some veths are, and we may not look there.
+    #[error(
+        "{pods} pods have no device yet and {devices} veths no pod: neither CNI results (--cni-cache), nor a route, nor an alias names them, and asking the far ends needs CAP_SYS_ADMIN (docs/capabilities.md)"
+    )]
+    FarEnds {
+        /// Pods without a device.
+        pods: usize,
+        /// Veths without a pod.
+        devices: usize,
+    },
+    /// The verifier refused a program.
+    #[error("the kernel's verifier refuses {operation}: {reason}")]
+    Verifier {
+        /// What was tried.
+        operation: String,
+        /// The end of its log.
+        reason: String,
     },
     /// Memory that BPF maps may lock ran out (kernels before 5.11).
     #[error(
@@ -87,6 +106,9 @@ pub enum Error {
         /// Its `max_entries`.
         capacity: u32,
     },
+    /// A map is too small for the change; nothing was written.
+    #[error("{0}: `netpol-agent cleanup`, then `run` with `--map-size {name}=N`", name = .0.map.name())]
+    TooSmall(Box<MapFull>),
     /// No pod index is free.
     #[error("more than {0} local pods: pod `{1}` gets no index and its packets are dropped")]
     TooManyPods(u32, String),
@@ -142,13 +164,19 @@ impl Error {
         }
     }
 
-    /// An [`Error::Program`], with the two causes that have a remedy told apart.
+    /// An [`Error::Program`], with the causes that can be told apart.
     pub(crate) fn program(operation: impl Into<String>) -> impl FnOnce(ProgramError) -> Self {
         let operation = operation.into();
-        move |source| match os_error(&source) {
-            Some(libc::EPERM | libc::EACCES) if !is_verifier(&source) => Self::NotPermitted { operation },
-            Some(libc::ENOMEM) => Self::NoMemory { operation },
-            _ => Self::Program { operation, source },
+        move |source| {
+            if let Some(reason) = verifier_says(&source).filter(|_| may_load()) {
+                tracing::debug!(operation, error = %source, "the verifier's log");
+                return Self::Verifier { operation, reason };
+            }
+            match os_error(&source) {
+                Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { operation },
+                Some(libc::ENOMEM) => Self::NoMemory { operation },
+                _ => Self::Program { operation, source },
+            }
         }
     }
 
@@ -177,13 +205,36 @@ impl Error {
     pub fn is_environment(&self) -> bool {
         !matches!(
             self,
-            Self::Map { .. } | Self::Load(_) | Self::Program { .. } | Self::Io { .. }
+            Self::Map { .. } | Self::Load(_) | Self::Program { .. } | Self::Verifier { .. } | Self::Io { .. }
         )
     }
 }
 
-fn is_verifier(error: &ProgramError) -> bool {
-    matches!(error, ProgramError::LoadError { verifier_log, .. } if !verifier_log.to_string().trim().is_empty())
+/// Whether we have what the verifier asks for besides a good program: without CAP_PERFMON (or CAP_SYS_ADMIN) it
+/// refuses good ones, too. Where it can not be told, yes.
+fn may_load() -> bool {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    const CAP_PERFMON: u64 = 1 << 38;
+    let effective = std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| {
+            let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+            u64::from_str_radix(line.trim(), 16).ok()
+        });
+    effective.is_none_or(|effective| effective & (CAP_PERFMON | CAP_SYS_ADMIN) != 0)
+}
+
+/// The line of the verifier's log that says what it minds: the last before its statistics.
+fn verifier_says(error: &ProgramError) -> Option<String> {
+    let ProgramError::LoadError { verifier_log, .. } = error else {
+        return None;
+    };
+    let log = verifier_log.to_string();
+    let statistics = ["processed ", "verification time", "stack depth"];
+    log.lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty() && !statistics.iter().any(|start| line.starts_with(start)))
+        .map(str::to_owned)
 }
 
 /// The error number somewhere in the chain of causes.

@@ -1,7 +1,7 @@
 //! The kernel's maps, typed: every read and write of the agent.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd as _,
 };
@@ -17,7 +17,10 @@ use netpol_common::{
     pod::{Config, Pod, rulesets, state},
     tables::{Cell, CellKey, PortsChunk, PortsKey},
 };
-use netpol_policy::tables::{PodRules, Tables};
+use netpol_policy::{
+    plan::{self, Sizes},
+    tables::{PodRules, Tables},
+};
 
 use super::{
     abi::{POD_SLOTS, Plain, STATE_WORDS},
@@ -68,6 +71,7 @@ pub(crate) struct Maps {
     flows6: Hash<Plain<Key6>, Plain<Flow>>,
     opening4: Hash<Plain<Key4>, Plain<Flow>>,
     opening6: Hash<Plain<Key6>, Plain<Flow>>,
+    drops: PerCpuHashMap<MapData, Plain<DropKey>, Plain<Count>>,
     config: Array<MapData, Plain<Config>>,
     state: Words,
     pods: Words,
@@ -158,10 +162,23 @@ impl Maps {
             flows6: typed(found, maps::FLOWS6)?,
             opening4: typed(found, maps::OPENING4)?,
             opening6: typed(found, maps::OPENING6)?,
+            drops: typed(found, maps::DROPS)?,
             config: typed(found, maps::CONFIG)?,
             state,
             pods,
             capacity,
+        })
+    }
+
+    /// How many entries the tables that a plan writes may have. Pods have a limit of their own: each that gets no
+    /// index is refused by name, and the others are served.
+    pub(crate) fn limits(&self) -> Sizes {
+        Sizes::new(|map| match map {
+            plan::Map::Pods => usize::MAX,
+            map => self
+                .capacity
+                .get(map.name())
+                .map_or(usize::MAX, |entries| *entries as usize),
         })
     }
 
@@ -299,6 +316,16 @@ impl Maps {
         }
     }
 
+    /// Forgets what was counted for pods that are gone: their indices will be others'.
+    pub(crate) fn forget_drops(&mut self, gone: &BTreeSet<u32>) -> Result<()> {
+        let failed = |error| Error::map(maps::DROPS, "removing a counter", 0)(error);
+        let keys: Vec<_> = self.drops.keys().collect::<Result<_, _>>().map_err(failed)?;
+        for key in keys.iter().filter(|key| gone.contains(&key.0.pod)) {
+            absent_is_fine(self.drops.remove(key)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Until when a pod's connections may be adopted in mid-stream.
     pub(crate) fn set_adopt_until(&mut self, index: u32, jiffies: u64) {
         self.pods.store(index, pod_word::ADOPT_UNTIL, jiffies);
@@ -421,6 +448,14 @@ fn words(
     };
     // The mapping keeps the map alive, the descriptor is not needed further.
     Words::map(name, data.fd().as_fd(), len, size)
+}
+
+/// The policy epoch.
+pub(crate) fn epoch(map: Map) -> Result<u64> {
+    let state = Array::<MapData, u64>::try_from(map);
+    state
+        .and_then(|state| state.get(&state::EPOCH, 0))
+        .map_err(Error::map(maps::STATE, "reading", STATE_WORDS))
 }
 
 /// Drop counters, summed over CPUs.

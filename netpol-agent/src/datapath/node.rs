@@ -205,6 +205,7 @@ impl Datapath {
             }
         }
         ended.iter().for_each(|index| self.maps.free_pod(*index));
+        self.maps.forget_drops(&ended)?;
         let slots = &self.slots;
         self.actual.pods.retain(|name, _| slots.get(name).is_some());
         // A new life of a name starts without rules.
@@ -270,10 +271,12 @@ impl Datapath {
     /// netlink or the CNI cache can not be read.
     pub fn look(&mut self) -> Result<()> {
         let seen = super::netlink::look()?;
-        self.roles = self.binder.roles(&seen, &self.pods)?;
+        let (roles, failure) = self.binder.roles(&seen, &self.pods)?;
+        self.roles = roles;
         self.seen = seen;
         self.write_config()?;
-        self.write_local()
+        self.write_local()?;
+        failure.map_or(Ok(()), Err)
     }
 
     /// Tells the kernel whose each device is. A pod whose rules are not in place is left out, so that its packets are

@@ -1,13 +1,15 @@
 //! What `status` shows: what the agent last wrote about itself, and what the kernel holds right now.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
 };
 
-use netpol_common::{event::maps as names, reason};
+use netpol_common::{
+    event::{Count, DropKey, hook, maps as names},
+    reason,
+};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -113,14 +115,31 @@ pub struct RulesetReport {
 pub struct Live {
     /// Whether a process holds the pins.
     pub running: bool,
-    /// The policy epoch is not read here: `state` is mapped by the agent only. Maps in the ABI's order.
+    /// The policy epoch: moves whenever flows have to be judged again.
+    pub epoch: u64,
+    /// Maps in the ABI's order.
     pub maps: Vec<MapReport>,
     /// Pinned programs.
     pub programs: Vec<String>,
     /// Pinned links, `IFINDEX-DIRECTION`.
     pub links: Vec<String>,
-    /// Dropped packets by reason.
-    pub drops: BTreeMap<String, u64>,
+    /// Dropped packets, by pod, hook and reason.
+    pub drops: Vec<DropReport>,
+}
+
+/// One drop counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropReport {
+    /// The index of the pod whose rules decided; 0 = none.
+    pub pod: u32,
+    /// Where.
+    pub hook: Option<Hook>,
+    /// Why (`netpol_common::reason`).
+    pub reason: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes from the link layer on.
+    pub bytes: u64,
 }
 
 /// One pinned map.
@@ -159,14 +178,29 @@ impl Live {
                 entries: maps::fill(&map, shape.name),
                 capacity,
             });
-            if shape.name == names::DROPS {
-                for (key, count) in maps::drops(map)? {
-                    let name = u8::try_from(key.reason).map_or("unknown", reason::name);
-                    *live.drops.entry(name.to_owned()).or_default() += count.packets;
-                }
+            match shape.name {
+                names::STATE => live.epoch = maps::epoch(map)?,
+                names::DROPS => live.drops = maps::drops(map)?.into_iter().map(drop_report).collect(),
+                _ => {}
             }
         }
         Ok(Some(live))
+    }
+}
+
+fn drop_report((key, count): (DropKey, Count)) -> DropReport {
+    DropReport {
+        pod: key.pod,
+        hook: match key.hook as u8 {
+            hook::FROM_POD => Some(Hook::FromPod),
+            hook::TO_POD => Some(Hook::ToPod),
+            hook::ARRIVE => Some(Hook::Arrive),
+            hook::SETTLE => Some(Hook::Settle),
+            _ => None,
+        },
+        reason: reason::name(key.reason as u8).to_owned(),
+        packets: count.packets,
+        bytes: count.bytes,
     }
 }
 
@@ -181,13 +215,9 @@ fn is_held(root: &Path) -> Result<bool> {
 }
 
 fn listed(directory: &Path) -> Result<Vec<String>> {
-    match super::attach::entries(directory) {
-        Ok(mut names) => {
-            names.sort_unstable();
-            Ok(names)
-        }
-        Err(error) => Err(error),
-    }
+    let mut names = super::attach::entries(directory)?;
+    names.sort_unstable();
+    Ok(names)
 }
 
 impl Report {
