@@ -84,7 +84,7 @@ pub fn arrive<S: Skb>(skb: &mut S) -> bool {
             skb,
             ARRIVE,
             moment.flags,
-            &packet,
+            packet,
             &Decision::new(SPOOFED_OUTSIDE, ends),
         );
     }

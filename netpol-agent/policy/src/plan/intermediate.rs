@@ -99,7 +99,7 @@ impl Intermediate {
         };
         for &ruleset in rulesets {
             let waits = choice.changes.left.contains(&ruleset) && has_cells(choice.desired, ruleset);
-            if waits && choice.old(ruleset, a) != choice.new(ruleset, d) {
+            if waits && choice.old_cell(ruleset, a) != choice.new_cell(ruleset, d) {
                 self.late = true;
             }
             let key = CellKey { ruleset, class };
@@ -118,7 +118,7 @@ impl Intermediate {
             };
             // The copy has the cell of `d` already.
             if class != d
-                && let Some(cell) = choice.new(ruleset, d)
+                && let Some(cell) = choice.new_cell(ruleset, d)
             {
                 self.cells.push((key, cell));
                 self.temporary.insert(key);
@@ -128,7 +128,8 @@ impl Intermediate {
 
     fn make_aliases(&mut self, choice: &Choice<'_>, pairs: &[(Pair, usize)], fresh: &IdSource) {
         for &ruleset in choice.changes.left.intersection(&choice.changes.entered) {
-            let differs = |((a, d), _): &(Pair, usize)| choice.old(ruleset, *a) != choice.new(ruleset, *d);
+            let differs =
+                |((a, d), _): &(Pair, usize)| choice.old_cell(ruleset, *a) != choice.new_cell(ruleset, *d);
             if !pairs.iter().any(differs) {
                 continue;
             }
@@ -179,20 +180,20 @@ impl Intermediate {
 }
 
 impl Choice<'_> {
-    fn old(&self, ruleset: u32, a: u32) -> Option<Cell> {
+    fn old_cell(&self, ruleset: u32, a: u32) -> Option<Cell> {
         self.actual.cells.get(&CellKey { ruleset, class: a }).copied()
     }
 
-    fn new(&self, ruleset: u32, d: u32) -> Option<Cell> {
+    fn new_cell(&self, ruleset: u32, d: u32) -> Option<Cell> {
         self.desired.cells.get(&CellKey { ruleset, class: d }).copied()
     }
 
     /// What `ruleset` must say meanwhile.
     fn meanwhile(&self, ruleset: u32, (a, d): Pair) -> Option<Cell> {
         if self.changes.left.contains(&ruleset) {
-            self.old(ruleset, a)
+            self.old_cell(ruleset, a)
         } else {
-            self.new(ruleset, d)
+            self.new_cell(ruleset, d)
         }
     }
 
@@ -204,9 +205,9 @@ impl Choice<'_> {
             let needed = self.meanwhile(ruleset, pair);
             let stays = has_cells(self.desired, ruleset);
             let there = if stays {
-                self.new(ruleset, d)
+                self.new_cell(ruleset, d)
             } else {
-                self.old(ruleset, d)
+                self.old_cell(ruleset, d)
             };
             there == needed || there.is_none() && !stays
         };
@@ -223,7 +224,7 @@ impl Choice<'_> {
             && self.one_sided.contains(&a)
             && !self.taken.contains(&a)
             && self.changes.entered.iter().all(|&ruleset| {
-                let there = self.old(ruleset, a);
+                let there = self.old_cell(ruleset, a);
                 let needed = self.meanwhile(ruleset, pair);
                 there == needed || there.is_none() && !has_cells(self.actual, ruleset)
             })
