@@ -348,7 +348,8 @@ impl Agent {
             manifests: self.config.manifests.clone(),
             kernel: self.datapath.kernel().clone(),
             attach: self.datapath.mode(),
-            in_force: self.failures.is_empty(),
+            // Before the first plan is carried out there is nothing to be in force.
+            in_force: self.failures.is_empty() && !self.unsure,
             errors: self
                 .failures
                 .iter()

@@ -64,6 +64,7 @@ pub fn json(scene: &Scene, questions: &Questions<'_>, run: &Run) -> Json {
             "detail": detail,
             "expected": word(answer.expected),
             "same": answer.same,
+            "tries": answer.tries,
         })
     });
     let ports = |site| {
