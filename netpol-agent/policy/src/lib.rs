@@ -15,3 +15,5 @@ pub mod oracle;
 pub mod plan;
 mod prefix;
 pub mod tables;
+#[cfg(feature = "workload")]
+pub mod workload;

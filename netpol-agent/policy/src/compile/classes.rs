@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use netpol_common::tables::CLASS_OTHER;
 
-use super::peers::Member;
+use super::{peers::Member, slab::ByNumber};
 use crate::ids::IdSource;
 
 /// One class.
@@ -18,7 +18,7 @@ pub(super) struct Class {
 /// The live classes.
 #[derive(Default)]
 pub(super) struct Classes {
-    pub(super) live: HashMap<u32, Class>,
+    pub(super) live: HashMap<u32, Class, ByNumber>,
     ids: HashMap<Arc<[Member]>, u32>,
     /// Made since the last look.
     fresh: Vec<u32>,

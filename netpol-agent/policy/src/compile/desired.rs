@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -50,21 +51,45 @@ impl Dirty {
     }
 }
 
+/// What becomes a [`Dirty`]: written often, read seldom.
+#[derive(Default)]
+pub(super) struct Log {
+    hosts: Vec<IpAddr>,
+    nets: Vec<IpNet>,
+    cells: Vec<CellKey>,
+    ports: Vec<PortsKey>,
+    pods: Vec<ObjectName>,
+    pub(super) classes: Vec<u32>,
+}
+
 struct PortSet {
     id: u32,
     refs: u32,
 }
 
-/// The desired tables. Every write is noted in `dirty`.
+/// The desired tables. Every write is noted in `log`.
 #[derive(Default)]
 pub(super) struct Desired {
     pub(super) tables: Tables,
-    pub(super) dirty: Dirty,
-    port_sets: HashMap<PortUnion, PortSet>,
-    by_id: HashMap<u32, PortUnion>,
+    pub(super) log: Log,
+    port_sets: HashMap<Arc<PortUnion>, PortSet>,
+    by_id: HashMap<u32, Arc<PortUnion>>,
 }
 
 impl Desired {
+    /// The keys that were written since this was asked last.
+    pub(super) fn take_dirty(&mut self) -> Dirty {
+        let log = std::mem::take(&mut self.log);
+        Dirty {
+            hosts: log.hosts.into_iter().collect(),
+            nets: log.nets.into_iter().collect(),
+            cells: log.cells.into_iter().collect(),
+            ports: log.ports.into_iter().collect(),
+            pods: log.pods.into_iter().collect(),
+            classes: log.classes.into_iter().collect(),
+        }
+    }
+
     /// `class` 0 removes the entry: the prefixes decide.
     pub(super) fn host(&mut self, address: IpAddr, class: u32) {
         let class = (class != 0).then_some(class);
@@ -72,7 +97,7 @@ impl Desired {
             IpAddr::V4(a) => set(&mut self.tables.hosts4, a, class),
             IpAddr::V6(a) => set(&mut self.tables.hosts6, a, class),
         }
-        self.dirty.hosts.insert(address);
+        self.log.hosts.push(address);
     }
 
     pub(super) fn net(&mut self, net: IpNet, class: Option<u32>) {
@@ -80,12 +105,12 @@ impl Desired {
             IpNet::V4(net) => set(&mut self.tables.nets4, net, class),
             IpNet::V6(net) => set(&mut self.tables.nets6, net, class),
         }
-        self.dirty.nets.insert(net);
+        self.log.nets.push(net);
     }
 
     pub(super) fn pod(&mut self, name: &ObjectName, rules: Option<PodRules>) {
         set(&mut self.tables.pods, name.clone(), rules);
-        self.dirty.pods.insert(name.clone());
+        self.log.pods.push(name.clone());
     }
 
     /// Writes a cell; an empty `union` writes none. The cell must not be there yet.
@@ -96,12 +121,12 @@ impl Desired {
         let cell = self.encode(union, ids);
         let before = self.tables.cells.insert(key, cell);
         debug_assert!(before.is_none(), "a cell is written once");
-        self.dirty.cells.insert(key);
+        self.log.cells.push(key);
     }
 
     pub(super) fn remove_cell(&mut self, key: CellKey) {
         if let Some(cell) = self.tables.cells.remove(&key) {
-            self.dirty.cells.insert(key);
+            self.log.cells.push(key);
             self.release_ports(cell.ports);
         }
     }
@@ -154,10 +179,11 @@ impl Desired {
         let id = ids.take();
         for (key, chunk) in union.chunks(id) {
             self.tables.ports.insert(key, chunk);
-            self.dirty.ports.insert(key);
+            self.log.ports.push(key);
         }
+        let union = Arc::new(union.clone());
         self.port_sets.insert(union.clone(), PortSet { id, refs: 1 });
-        self.by_id.insert(id, union.clone());
+        self.by_id.insert(id, union);
         id
     }
 
@@ -177,7 +203,7 @@ impl Desired {
             self.port_sets.remove(&union);
             for (key, _) in union.chunks(id) {
                 self.tables.ports.remove(&key);
-                self.dirty.ports.insert(key);
+                self.log.ports.push(key);
             }
         }
     }

@@ -79,8 +79,7 @@ impl Compiler {
                 allowed && (set.is_none() || of_set.next().is_some())
             }
             Term::Named => {
-                let key = set.and_then(|set| self.peers.sets.get(&set));
-                let agrees = key.and_then(|set| set.key.port.as_ref());
+                let agrees = set.and_then(|set| self.peers.sets[set].key.port.as_ref());
                 agrees.is_some_and(|(_, named)| named.number() == protocol)
                     && of_set.any(|member| number_of(*member) == port)
             }
@@ -103,12 +102,12 @@ impl Compiler {
             rulesets: self.rulesets.live.len(),
             peer_sets: self.peers.sets.len(),
             port_sets: self.desired.port_sets(),
-            pods: self.objects.pods.iter().flatten().count(),
+            pods: self.objects.pods.len(),
             policies: self
                 .objects
-                .namespaces
-                .values()
-                .map(|space| space.policies.len())
+                .spaces
+                .iter()
+                .map(|(_, space)| space.policies.len())
                 .sum(),
             local_pods: self.objects.local.len(),
         }

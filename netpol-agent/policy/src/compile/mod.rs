@@ -12,6 +12,7 @@
 mod classes;
 mod desired;
 mod explain;
+mod index;
 mod labels;
 mod nets;
 mod objects;
@@ -22,6 +23,7 @@ mod properties;
 mod rulesets;
 mod settle;
 mod settle_classes;
+mod slab;
 #[cfg(test)]
 mod tests;
 
@@ -106,7 +108,7 @@ impl Compiler {
     /// The keys of [`Self::tables`] that changed since this was asked last.
     #[must_use]
     pub fn take_dirty(&mut self) -> Dirty {
-        std::mem::take(&mut self.desired.dirty)
+        self.desired.take_dirty()
     }
 
     /// Whether nothing at all is kept: what tests ask after everything went.

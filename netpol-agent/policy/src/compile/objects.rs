@@ -1,25 +1,33 @@
 //! The objects as the compiler keeps them: only what decides, by number and by address.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
 
-use super::labels::{LabelStore, Matcher, Pair};
+use netpol_common::tables::CLASS_OTHER;
+
+use super::{
+    labels::{LabelStore, Matcher, Pair},
+    peers::PeerAt,
+    slab::Slab,
+};
 use crate::model::{self, Direction, NamedPort, ObjectName, PortSpec, Ports, Protocol, Rule, Str};
 
-/// Index of a pod in [`Objects::pods`].
+/// Number of a pod.
 pub(super) type PodAt = u32;
-/// Id of a peer set.
-pub(super) type SetId = u32;
+/// Number of an address.
+pub(super) type AddressAt = u32;
+/// Number of a namespace.
+pub(super) type SpaceAt = u32;
 
 /// A pod that can have an address.
 #[derive(PartialEq, Eq)]
 pub(super) struct Pod {
-    pub(super) namespace: Str,
+    pub(super) space: SpaceAt,
     pub(super) labels: Box<[Pair]>,
-    pub(super) addresses: Box<[IpAddr]>,
+    pub(super) addresses: Box<[AddressAt]>,
     pub(super) ports: Box<[NamedPort]>,
     pub(super) local: bool,
     pub(super) terminating: bool,
@@ -53,17 +61,18 @@ impl Policy {
     }
 }
 
-#[derive(Default)]
+/// A namespace that exists, or that some object is in.
 pub(super) struct Namespace {
+    pub(super) name: Str,
     /// Whether the object exists; else it has the name label only.
-    pub(super) defined: bool,
+    defined: bool,
     pub(super) labels: Box<[Pair]>,
     pub(super) pods: BTreeMap<Str, PodAt>,
     pub(super) policies: BTreeMap<Str, Arc<Policy>>,
-    /// The live peer sets whose namespace selector matches.
-    pub(super) matching: BTreeSet<SetId>,
+    /// The live peers whose namespace selector matches.
+    pub(super) matching: BTreeSet<PeerAt>,
     /// Those of `matching` whose pod selector needs no particular label.
-    pub(super) matching_rest: BTreeSet<SetId>,
+    pub(super) matching_rest: BTreeSet<PeerAt>,
 }
 
 /// A pod of this node.
@@ -74,17 +83,50 @@ pub(super) struct Local {
 }
 
 /// An address that some pod claims.
-#[derive(Default)]
 pub(super) struct Address {
-    pub(super) owners: Vec<PodAt>,
+    pub(super) ip: IpAddr,
     /// Class of the exact entry; 0 = none, the prefixes decide.
     pub(super) class: u32,
+    /// Whether it is in [`Touched::addresses`].
+    pub(super) touched: bool,
+    /// Almost always one.
+    first: Option<PodAt>,
+    others: Vec<PodAt>,
+}
+
+impl Address {
+    fn claimants(&self) -> impl Iterator<Item = PodAt> + Clone + '_ {
+        self.first.iter().chain(&self.others).copied()
+    }
+
+    pub(super) fn is_claimed(&self) -> bool {
+        self.first.is_some()
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        !self.others.is_empty()
+    }
+
+    fn add(&mut self, pod: PodAt) {
+        match self.first {
+            None => self.first = Some(pod),
+            Some(_) => self.others.push(pod),
+        }
+    }
+
+    fn remove(&mut self, pod: PodAt) {
+        if self.first == Some(pod) {
+            self.first = self.others.pop();
+        } else {
+            self.others.retain(|&other| other != pod);
+        }
+    }
 }
 
 /// What the last events touched.
 #[derive(Default)]
 pub(super) struct Touched {
-    pub(super) addresses: BTreeSet<IpAddr>,
+    pub(super) addresses: Vec<AddressAt>,
     pub(super) local: BTreeSet<ObjectName>,
     pub(super) namespaces: BTreeSet<Str>,
 }
@@ -93,10 +135,11 @@ pub(super) struct Touched {
 pub(super) struct Objects {
     node: Str,
     pub(super) labels: LabelStore,
-    pub(super) namespaces: BTreeMap<Str, Namespace>,
-    pub(super) pods: Vec<Option<Pod>>,
-    free: Vec<PodAt>,
-    pub(super) addresses: BTreeMap<IpAddr, Address>,
+    pub(super) spaces: Slab<Namespace>,
+    by_name: BTreeMap<Str, SpaceAt>,
+    pub(super) pods: Slab<Pod>,
+    pub(super) addresses: Slab<Address>,
+    by_ip: HashMap<IpAddr, AddressAt>,
     pub(super) local: BTreeMap<ObjectName, Local>,
     versions: u64,
     pub(super) touched: Touched,
@@ -107,20 +150,23 @@ impl Objects {
         Self {
             node,
             labels: LabelStore::default(),
-            namespaces: BTreeMap::new(),
-            pods: Vec::new(),
-            free: Vec::new(),
-            addresses: BTreeMap::new(),
+            spaces: Slab::default(),
+            by_name: BTreeMap::new(),
+            pods: Slab::default(),
+            addresses: Slab::default(),
+            by_ip: HashMap::new(),
             local: BTreeMap::new(),
             versions: 0,
             touched: Touched::default(),
         }
     }
 
-    pub(super) fn pod(&self, at: PodAt) -> &Pod {
-        self.pods[at as usize]
-            .as_ref()
-            .expect("an index in use names a pod")
+    pub(super) fn space_at(&self, name: &Str) -> Option<SpaceAt> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(super) fn address_at(&self, ip: IpAddr) -> Option<AddressAt> {
+        self.by_ip.get(&ip).copied()
     }
 
     pub(super) fn put_pod(&mut self, pod: model::Pod) {
@@ -129,88 +175,119 @@ impl Objects {
             return;
         }
         let name = pod.name.clone();
-        let new = self.admit(pod);
-        let space = self.namespace(&name.namespace);
-        let Some(&at) = space.pods.get(&name.name) else {
-            let at = self.free.pop().unwrap_or_else(|| {
-                self.pods.push(None);
-                u32::try_from(self.pods.len() - 1).expect("fewer than 2^32 pods")
-            });
-            self.namespace(&name.namespace).pods.insert(name.name.clone(), at);
-            self.enter(&name, at, new);
-            return;
-        };
-        if *self.pod(at) == new {
-            self.labels.release(&new.labels);
-            return;
+        let space = self.space(&name.namespace);
+        let new = self.admit(space, pod);
+        if let Some(&at) = self.spaces[space].pods.get(&name.name) {
+            if self.pods[at] == new {
+                self.labels.release(&new.labels);
+                return;
+            }
+            self.leave(&name, at);
+            self.pods[at] = new;
+            self.enter(&name, at);
+        } else {
+            let at = self.pods.insert(new);
+            self.spaces[space].pods.insert(name.name.clone(), at);
+            self.enter(&name, at);
         }
-        self.leave(&name, at);
-        self.enter(&name, at, new);
     }
 
-    fn admit(&mut self, pod: model::Pod) -> Pod {
-        let mut addresses = pod.addresses;
-        addresses.sort_unstable();
-        addresses.dedup();
+    fn admit(&mut self, space: SpaceAt, pod: model::Pod) -> Pod {
+        let mut ips = pod.addresses;
+        ips.sort_unstable();
+        ips.dedup();
         Pod {
+            space,
             labels: self.labels.acquire(&pod.labels),
-            addresses: addresses.into(),
+            addresses: ips.into_iter().map(|ip| self.address(ip)).collect(),
             ports: pod.ports.into(),
             local: pod.node.as_ref() == Some(&self.node),
             terminating: pod.terminating,
-            namespace: pod.name.namespace,
         }
     }
 
-    fn enter(&mut self, name: &ObjectName, at: PodAt, pod: Pod) {
-        for &address in &pod.addresses {
-            self.addresses.entry(address).or_default().owners.push(at);
-            self.touched.addresses.insert(address);
+    fn address(&mut self, ip: IpAddr) -> AddressAt {
+        if let Some(at) = self.address_at(ip) {
+            return at;
         }
+        let at = self.addresses.insert(Address {
+            ip,
+            class: CLASS_OTHER,
+            touched: false,
+            first: None,
+            others: Vec::new(),
+        });
+        self.by_ip.insert(ip, at);
+        at
+    }
+
+    /// Has the class of `at` computed anew.
+    pub(super) fn touch(&mut self, at: AddressAt) {
+        let address = &mut self.addresses[at];
+        if !address.touched {
+            address.touched = true;
+            self.touched.addresses.push(at);
+        }
+    }
+
+    /// As [`Self::touch`], for every address of a namespace's pods.
+    pub(super) fn touch_space(&mut self, at: SpaceAt) {
+        let pods = self.spaces[at].pods.values();
+        let addresses: Vec<_> = pods.flat_map(|&pod| &self.pods[pod].addresses).copied().collect();
+        addresses.into_iter().for_each(|address| self.touch(address));
+    }
+
+    /// Forgets an address that nobody claims any more.
+    pub(super) fn remove_address(&mut self, at: AddressAt) {
+        let address = self.addresses.remove(at);
+        self.by_ip.remove(&address.ip);
+    }
+
+    fn enter(&mut self, name: &ObjectName, at: PodAt) {
+        for at_address in self.pods[at].addresses.clone() {
+            self.addresses[at_address].add(at);
+            self.touch(at_address);
+        }
+        let pod = &self.pods[at];
         if pod.local {
-            let policies = &self.namespaces[&name.namespace].policies;
+            let policies = self.spaces[pod.space].policies.iter();
             let selected = policies
-                .iter()
                 .filter(|(_, policy)| policy.matcher.matches(&pod.labels, &self.labels))
                 .map(|(name, policy)| (name.clone(), policy.clone()))
                 .collect();
             self.local.insert(name.clone(), Local { pod: at, selected });
             self.touched.local.insert(name.clone());
         }
-        self.pods[at as usize] = Some(pod);
     }
 
     fn leave(&mut self, name: &ObjectName, at: PodAt) {
-        let pod = self.pods[at as usize]
-            .take()
-            .expect("an index in use names a pod");
-        self.labels.release(&pod.labels);
-        for address in &pod.addresses {
-            if let Some(entry) = self.addresses.get_mut(address) {
-                entry.owners.retain(|&owner| owner != at);
-            }
-            self.touched.addresses.insert(*address);
+        let labels = std::mem::take(&mut self.pods[at].labels);
+        self.labels.release(&labels);
+        for at_address in self.pods[at].addresses.clone() {
+            self.addresses[at_address].remove(at);
+            self.touch(at_address);
         }
-        if pod.local {
+        if self.pods[at].local {
             self.local.remove(name);
             self.touched.local.insert(name.clone());
         }
     }
 
     pub(super) fn remove_pod(&mut self, name: &ObjectName) {
-        let Some(space) = self.namespaces.get_mut(&name.namespace) else {
+        let Some(space) = self.space_at(&name.namespace) else {
             return;
         };
-        if let Some(at) = space.pods.remove(&name.name) {
+        if let Some(at) = self.spaces[space].pods.remove(&name.name) {
             self.leave(name, at);
-            self.free.push(at);
-            self.drop_empty(&name.namespace);
+            self.pods.remove(at);
+            self.drop_empty(space);
         }
     }
 
     pub(super) fn put_policy(&mut self, object: model::Policy) {
         let name = object.name.clone();
-        let old = self.namespace(&name.namespace).policies.get(&name.name).cloned();
+        let space = self.space(&name.namespace);
+        let old = self.spaces[space].policies.get(&name.name).cloned();
         if old.as_ref().is_some_and(|old| old.object == object) {
             return;
         }
@@ -236,20 +313,20 @@ impl Objects {
             object,
         });
         self.select(&name, Some(&policy));
-        self.namespace(&name.namespace).policies.insert(name.name, policy);
+        self.spaces[space].policies.insert(name.name, policy);
         if let Some(old) = old {
             old.matcher.release(&mut self.labels);
         }
     }
 
     pub(super) fn remove_policy(&mut self, name: &ObjectName) {
-        let Some(space) = self.namespaces.get_mut(&name.namespace) else {
+        let Some(space) = self.space_at(&name.namespace) else {
             return;
         };
-        if let Some(old) = space.policies.remove(&name.name) {
+        if let Some(old) = self.spaces[space].policies.remove(&name.name) {
             old.matcher.release(&mut self.labels);
             self.select(name, None);
-            self.drop_empty(&name.namespace);
+            self.drop_empty(space);
         }
     }
 
@@ -260,9 +337,7 @@ impl Objects {
             if pod_name.namespace != name.namespace {
                 break;
             }
-            let pod = self.pods[local.pod as usize]
-                .as_ref()
-                .expect("an index in use names a pod");
+            let pod = &self.pods[local.pod];
             let before = local.selected.remove(&name.name);
             let after = policy.filter(|policy| policy.matcher.matches(&pod.labels, &self.labels));
             if before.is_some() || after.is_some() {
@@ -276,52 +351,56 @@ impl Objects {
 
     pub(super) fn put_namespace(&mut self, object: &model::Namespace) {
         let labels = self.labels.acquire(&object.labels);
-        self.relabel(&object.name, labels, true);
+        let space = self.space(&object.name);
+        self.relabel(space, labels, true);
     }
 
     pub(super) fn remove_namespace(&mut self, name: &Str) {
-        if self.namespaces.contains_key(name) {
+        if let Some(space) = self.space_at(name) {
             let labels = self
                 .labels
                 .acquire(&model::Namespace::new(name.clone(), []).labels);
-            self.relabel(name, labels, false);
-            self.drop_empty(name);
+            self.relabel(space, labels, false);
+            self.drop_empty(space);
         }
     }
 
-    fn relabel(&mut self, name: &Str, labels: Box<[Pair]>, defined: bool) {
-        let space = self.namespace(name);
+    fn relabel(&mut self, at: SpaceAt, labels: Box<[Pair]>, defined: bool) {
+        let space = &mut self.spaces[at];
         space.defined = defined;
         let old = std::mem::replace(&mut space.labels, labels);
         if old != space.labels {
-            self.touched.namespaces.insert(name.clone());
+            self.touched.namespaces.insert(space.name.clone());
         }
         self.labels.release(&old);
     }
 
     /// The namespace `name`, made with its name label only where it is new.
-    fn namespace(&mut self, name: &Str) -> &mut Namespace {
-        if !self.namespaces.contains_key(name) {
-            let labels = self
-                .labels
-                .acquire(&model::Namespace::new(name.clone(), []).labels);
-            let space = Namespace {
-                labels,
-                ..Namespace::default()
-            };
-            self.namespaces.insert(name.clone(), space);
-            self.touched.namespaces.insert(name.clone());
+    fn space(&mut self, name: &Str) -> SpaceAt {
+        if let Some(at) = self.space_at(name) {
+            return at;
         }
-        self.namespaces.get_mut(name).expect("made above")
+        let at = self.spaces.insert(Namespace {
+            name: name.clone(),
+            defined: false,
+            labels: self
+                .labels
+                .acquire(&model::Namespace::new(name.clone(), []).labels),
+            pods: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            matching: BTreeSet::new(),
+            matching_rest: BTreeSet::new(),
+        });
+        self.by_name.insert(name.clone(), at);
+        self.touched.namespaces.insert(name.clone());
+        at
     }
 
-    fn drop_empty(&mut self, name: &Str) {
-        if let Some(space) = self.namespaces.get(name)
-            && !space.defined
-            && space.pods.is_empty()
-            && space.policies.is_empty()
-            && let Some(space) = self.namespaces.remove(name)
-        {
+    fn drop_empty(&mut self, at: SpaceAt) {
+        let space = &self.spaces[at];
+        if !space.defined && space.pods.is_empty() && space.policies.is_empty() {
+            let space = self.spaces.remove(at);
+            self.by_name.remove(&space.name);
             self.labels.release(&space.labels);
         }
     }
@@ -329,21 +408,19 @@ impl Objects {
     #[cfg(test)]
     pub(super) fn is_vacant(&self) -> bool {
         self.labels.is_vacant()
-            && self.namespaces.is_empty()
-            && self.pods.iter().all(Option::is_none)
+            && self.spaces.is_empty()
+            && self.by_name.is_empty()
+            && self.pods.is_empty()
             && self.addresses.is_empty()
+            && self.by_ip.is_empty()
             && self.local.is_empty()
     }
 
     /// Who of the claimants owns an address: those that are not terminating, if there is one.
-    pub(super) fn owners(&self, address: &Address) -> impl Iterator<Item = &Pod> {
-        let running = |at: &&PodAt| !self.pod(**at).terminating;
-        let alive = address.owners.iter().any(|at| running(&at));
-        address
-            .owners
-            .iter()
-            .filter(move |at| !alive || running(at))
-            .map(|&at| self.pod(at))
+    pub(super) fn owners<'a>(&'a self, address: &'a Address) -> impl Iterator<Item = &'a Pod> {
+        let pods = address.claimants().map(|at| &self.pods[at]);
+        let alive = pods.clone().any(|pod| !pod.terminating);
+        pods.filter(move |pod| !alive || !pod.terminating)
     }
 }
 

@@ -1,25 +1,41 @@
 //! Peer sets: who a rule means, interned, and which of them an address is in.
+//!
+//! All selectors of one rule are one set, and so are all its ipBlocks: what they allow is the same, so it does not matter
+//! which of them an address is in, and ten thousand ipBlocks of one rule make one class instead of ten thousand.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
 
 use super::{
-    labels::{Matcher, Pair},
+    index::Index,
+    labels::{LabelStore, Matcher},
     nets::Block,
-    objects::{Namespace, Objects, Pod, SetId},
+    objects::{Objects, Pod, SpaceAt},
     ports::numbers,
+    slab::Slab,
 };
 use crate::model::{NAMESPACE_NAME_LABEL, NamespaceScope, Operator, Peer, Protocol, Selector, Str};
+
+/// Number of a peer set.
+pub(super) type SetId = u32;
+
+/// A peer: its set, and its place in it.
+pub(super) type PeerAt = (SetId, u32);
 
 /// One membership of a class: a peer set, and for a set narrowed by a port's name the number that the name has.
 /// Sorted, selectors stand before ipBlocks.
 pub(super) type Member = u64;
 
-/// Set in a [`Member`] whose set is an ipBlock that is not narrowed.
+/// Set in a [`Member`] whose set is of ipBlocks that are not narrowed.
 pub(super) const MEMBER_NET: Member = 1 << 63;
+
+/// The member of set `id` (not of ipBlocks) with `number`, or 0.
+pub(super) fn member(id: SetId, number: u16) -> Member {
+    Member::from(id) << 16 | Member::from(number)
+}
 
 /// The set of a member.
 pub(super) fn set_of(member: Member) -> SetId {
@@ -43,14 +59,6 @@ pub(super) enum Base {
     Pods { scope: Scope, pods: Selector },
     Block(Block),
     Any,
-}
-
-/// What makes two peers the same set.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct PeerKey {
-    pub(super) base: Base,
-    /// Narrowed to the pods that have a port of this name and protocol.
-    pub(super) port: Option<(Str, Protocol)>,
 }
 
 impl Base {
@@ -82,17 +90,54 @@ fn named(selector: &Selector) -> Option<&Str> {
     }
 }
 
-enum Test {
+/// What makes two peer sets the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct PeerKey {
+    /// Whoever one of these means. Without `port`, selectors or ipBlocks, not both.
+    pub(super) bases: Vec<Base>,
+    /// Narrowed to the pods that have a port of this name and protocol.
+    pub(super) port: Option<(Str, Protocol)>,
+}
+
+/// How to tell whether a pod is meant by one peer.
+pub(super) enum Test {
     Named(Str, Matcher),
     Matching(Matcher, Matcher),
-    Block,
+    Block(Block),
     Any,
+}
+
+impl Test {
+    fn new(base: &Base, labels: &mut LabelStore) -> Self {
+        match base {
+            Base::Pods { scope, pods } => {
+                let pods = Matcher::new(pods, labels);
+                match scope {
+                    Scope::Named(name) => Self::Named(name.clone(), pods),
+                    Scope::Matching(selector) => Self::Matching(Matcher::new(selector, labels), pods),
+                }
+            }
+            Base::Block(block) => Self::Block(block.clone()),
+            Base::Any => Self::Any,
+        }
+    }
+
+    fn release(&self, labels: &mut LabelStore) {
+        match self {
+            Self::Named(_, pods) => pods.release(labels),
+            Self::Matching(namespaces, pods) => {
+                namespaces.release(labels);
+                pods.release(labels);
+            }
+            Self::Block(_) | Self::Any => {}
+        }
+    }
 }
 
 /// A live peer set.
 pub(super) struct PeerSet {
     pub(super) key: Arc<PeerKey>,
-    test: Test,
+    pub(super) tests: Box<[Test]>,
     /// Who uses it; it lives as long as somebody does.
     pub(super) rulesets: BTreeSet<u32>,
     /// The classes in it.
@@ -100,76 +145,26 @@ pub(super) struct PeerSet {
 }
 
 impl PeerSet {
-    /// The block, where this is one that is not narrowed: only these reach addresses that are no pod's.
-    pub(super) fn net(&self) -> Option<&Block> {
-        match (&self.key.base, &self.key.port) {
-            (Base::Block(block), None) => Some(block),
+    /// Whether it is of ipBlocks, not narrowed: only these reach addresses that are no pod's.
+    pub(super) fn is_net(&self) -> bool {
+        self.key.port.is_none() && matches!(&*self.tests, [Test::Block(_), ..])
+    }
+
+    /// Its ipBlocks.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.tests.iter().filter_map(|test| match test {
+            Test::Block(block) => Some(block),
             _ => None,
-        }
-    }
-
-    /// The namespace to which it is fixed.
-    pub(super) fn namespace(&self) -> Option<&Str> {
-        match &self.test {
-            Test::Named(name, _) => Some(name),
-            _ => None,
-        }
-    }
-
-    /// Whether it asks for namespaces by their labels.
-    pub(super) fn is_matching(&self) -> bool {
-        matches!(self.test, Test::Matching(..))
-    }
-}
-
-/// Sets by a label that all in them have; the rest must be tried one by one.
-#[derive(Default)]
-struct Candidates {
-    by_label: HashMap<Pair, BTreeSet<SetId>>,
-    rest: BTreeSet<SetId>,
-}
-
-impl Candidates {
-    fn list(&mut self, id: SetId, matcher: &Matcher, add: bool) {
-        let Some(needs) = matcher.needs() else {
-            change(&mut self.rest, id, add);
-            return;
-        };
-        for &pair in needs {
-            let sets = self.by_label.entry(pair).or_default();
-            change(sets, id, add);
-            if sets.is_empty() {
-                self.by_label.remove(&pair);
-            }
-        }
-    }
-
-    fn with_label<'a>(&'a self, labels: &'a [Pair]) -> impl Iterator<Item = SetId> + 'a {
-        labels
-            .iter()
-            .filter_map(|pair| self.by_label.get(pair))
-            .flatten()
-            .copied()
-    }
-}
-
-fn change(sets: &mut BTreeSet<SetId>, id: SetId, add: bool) {
-    if add {
-        sets.insert(id);
-    } else {
-        sets.remove(&id);
+        })
     }
 }
 
 /// The live peer sets.
 #[derive(Default)]
 pub(super) struct Peers {
-    pub(super) sets: BTreeMap<SetId, PeerSet>,
+    pub(super) sets: Slab<PeerSet>,
     ids: HashMap<Arc<PeerKey>, SetId>,
-    last: SetId,
-    fixed: HashMap<Str, Candidates>,
-    global: Candidates,
-    narrowed: HashMap<(Str, Protocol), BTreeSet<SetId>>,
+    index: Index,
 }
 
 impl Peers {
@@ -178,107 +173,57 @@ impl Peers {
     }
 
     /// The set of `key`, and whether it is new (then [`Self::list`] follows).
-    pub(super) fn intern(&mut self, key: PeerKey, objects: &mut Objects) -> (SetId, bool) {
+    pub(super) fn intern(&mut self, key: PeerKey, labels: &mut LabelStore) -> (SetId, bool) {
         if let Some(id) = self.find(&key) {
             return (id, false);
         }
-        self.last += 1;
-        let labels = &mut objects.labels;
-        let test = match &key.base {
-            Base::Pods { scope, pods } => {
-                let pods = Matcher::new(pods, labels);
-                match scope {
-                    Scope::Named(name) => Test::Named(name.clone(), pods),
-                    Scope::Matching(selector) => Test::Matching(Matcher::new(selector, labels), pods),
-                }
-            }
-            Base::Block(_) => Test::Block,
-            Base::Any => Test::Any,
-        };
+        let tests = key.bases.iter().map(|base| Test::new(base, labels)).collect();
         let key = Arc::new(key);
-        let set = PeerSet {
+        let id = self.sets.insert(PeerSet {
             key: key.clone(),
-            test,
+            tests,
             rulesets: BTreeSet::new(),
             classes: BTreeSet::new(),
-        };
-        self.sets.insert(self.last, set);
-        self.ids.insert(key, self.last);
-        (self.last, true)
+        });
+        self.ids.insert(key, id);
+        (id, true)
     }
 
-    /// Enters a set into (or takes it out of) the indexes by which [`Self::members`] finds it.
+    /// Enters a set into (or takes it out of) the index by which [`Self::for_each`] finds it.
     pub(super) fn list(&mut self, id: SetId, objects: &mut Objects, add: bool) {
-        let set = &self.sets[&id];
-        match (&set.test, &set.key.port) {
-            (Test::Named(name, pods), _) => {
-                self.fixed.entry(name.clone()).or_default().list(id, pods, add);
-            }
-            (Test::Matching(namespaces, pods), _) => {
-                self.global.list(id, pods, add);
-                for space in objects.namespaces.values_mut() {
-                    if !add || namespaces.matches(&space.labels, &objects.labels) {
-                        change(&mut space.matching, id, add);
-                    }
-                    if pods.needs().is_none() && (!add || space.matching.contains(&id)) {
-                        change(&mut space.matching_rest, id, add);
-                    }
-                }
-            }
-            (Test::Block | Test::Any, Some(port)) => {
-                let sets = self.narrowed.entry(port.clone()).or_default();
-                change(sets, id, add);
-                if sets.is_empty() {
-                    self.narrowed.remove(port);
-                }
-            }
-            (Test::Block | Test::Any, None) => {}
+        let set = &self.sets[id];
+        for (at, test) in (0..).zip(&set.tests) {
+            self.index
+                .list((id, at), test, set.key.port.as_ref(), objects, add);
         }
     }
 
     /// Forgets a set that nobody uses and that is not listed any more.
-    pub(super) fn remove(&mut self, id: SetId, objects: &mut Objects) {
-        if let Some(set) = self.sets.remove(&id) {
-            debug_assert!(
-                set.classes.is_empty() && set.rulesets.is_empty(),
-                "a dead set is not used"
-            );
-            self.ids.remove(&set.key);
-            match &set.test {
-                Test::Named(name, pods) => {
-                    pods.release(&mut objects.labels);
-                    if self
-                        .fixed
-                        .get(name)
-                        .is_some_and(|c| c.by_label.is_empty() && c.rest.is_empty())
-                    {
-                        self.fixed.remove(name);
-                    }
-                }
-                Test::Matching(namespaces, pods) => {
-                    namespaces.release(&mut objects.labels);
-                    pods.release(&mut objects.labels);
-                }
-                Test::Block | Test::Any => {}
-            }
-        }
+    pub(super) fn remove(&mut self, id: SetId, labels: &mut LabelStore) {
+        let set = self.sets.remove(id);
+        debug_assert!(
+            set.classes.is_empty() && set.rulesets.is_empty(),
+            "a dead set is not used"
+        );
+        self.ids.remove(&set.key);
+        set.tests.iter().for_each(|test| test.release(labels));
     }
 
-    /// Recomputes which sets want the namespace `name`; true where that changed.
-    pub(super) fn rematch(&self, name: &Str, objects: &mut Objects) -> bool {
-        let Some(space) = objects.namespaces.get_mut(name) else {
-            return false;
-        };
+    /// Recomputes which peers want the namespace `at`; true where that changed.
+    pub(super) fn rematch(&self, at: SpaceAt, objects: &mut Objects) -> bool {
+        let space = &mut objects.spaces[at];
         let mut matching = BTreeSet::new();
         let mut rest = BTreeSet::new();
         // A set that nobody uses any more is not listed and goes in a moment.
-        for (&id, set) in self.sets.iter().filter(|(_, set)| !set.rulesets.is_empty()) {
-            if let Test::Matching(namespaces, pods) = &set.test
-                && namespaces.matches(&space.labels, &objects.labels)
-            {
-                matching.insert(id);
-                if pods.needs().is_none() {
-                    rest.insert(id);
+        for (id, set) in self.sets.iter().filter(|(_, set)| !set.rulesets.is_empty()) {
+            for (nth, test) in (0..).zip(&set.tests) {
+                if let Test::Matching(namespaces, pods) = test
+                    && namespaces.matches(&space.labels, &objects.labels)
+                {
+                    matching.insert((id, nth));
+                    if pods.needs().is_none() {
+                        rest.insert((id, nth));
+                    }
                 }
             }
         }
@@ -288,56 +233,55 @@ impl Peers {
         changed
     }
 
-    /// Every selector's (and narrowed) set that holds `pod` by its `address`, sorted into `out`.
-    pub(super) fn members(&self, pod: &Pod, address: IpAddr, objects: &Objects, out: &mut Vec<Member>) {
-        let space = &objects.namespaces[&pod.namespace];
-        let mut try_set = |id: SetId| self.push_if_in(id, pod, address, space, objects, out);
-        if let Some(candidates) = self.fixed.get(&pod.namespace) {
-            candidates.with_label(&pod.labels).for_each(&mut try_set);
-            candidates.rest.iter().copied().for_each(&mut try_set);
-        }
-        self.global.with_label(&pod.labels).for_each(&mut try_set);
-        space.matching_rest.iter().copied().for_each(&mut try_set);
-        for port in &pod.ports {
-            if self.narrowed.is_empty() {
-                break;
+    /// Visits every peer that means `pod` by its address `ip`, some perhaps twice, but for ipBlocks that are not
+    /// narrowed; with the number of the port where it is narrowed, else 0.
+    pub(super) fn for_each(
+        &self,
+        pod: &Pod,
+        ip: IpAddr,
+        objects: &Objects,
+        mut visit: impl FnMut(PeerAt, u16),
+    ) {
+        self.index.candidates(pod, objects, |peer| {
+            let set = &self.sets[peer.0];
+            if is_meant(&set.tests[peer.1 as usize], peer, pod, ip, objects) {
+                for_each_number(set, pod, |number| visit(peer, number));
             }
-            if let Some(sets) = self.narrowed.get(&(port.name.clone(), port.protocol)) {
-                sets.iter().copied().for_each(&mut try_set);
-            }
-        }
-        out.sort_unstable();
-        out.dedup();
+        });
     }
 
-    /// Pushes what makes `pod` a member of set `id` by its `address`, if it is one.
+    /// Pushes what makes `pod` a member of set `id` by its address `ip`, if it is one.
     pub(super) fn push_if_in(
         &self,
         id: SetId,
         pod: &Pod,
-        address: IpAddr,
-        space: &Namespace,
+        ip: IpAddr,
         objects: &Objects,
         out: &mut Vec<Member>,
     ) {
-        let set = &self.sets[&id];
-        let within = match &set.test {
-            Test::Named(name, pods) => *name == pod.namespace && pods.matches(&pod.labels, &objects.labels),
-            Test::Matching(_, pods) => {
-                space.matching.contains(&id) && pods.matches(&pod.labels, &objects.labels)
-            }
-            Test::Block => matches!(&set.key.base, Base::Block(block) if block.contains(address)),
-            Test::Any => true,
-        };
-        if !within {
-            return;
+        let set = &self.sets[id];
+        let mut tests = (0..).zip(&set.tests);
+        if tests.any(|(at, test)| is_meant(test, (id, at), pod, ip, objects)) {
+            for_each_number(set, pod, |number| out.push(member(id, number)));
         }
-        let member = Member::from(id) << 16;
-        match &set.key.port {
-            None => out.push(member),
-            Some((name, protocol)) => {
-                out.extend(numbers(&pod.ports, name, *protocol).map(|number| member | Member::from(number)));
-            }
+    }
+}
+
+fn is_meant(test: &Test, peer: PeerAt, pod: &Pod, ip: IpAddr, objects: &Objects) -> bool {
+    let space = &objects.spaces[pod.space];
+    match test {
+        Test::Named(name, pods) => *name == space.name && pods.matches(&pod.labels, &objects.labels),
+        Test::Matching(_, pods) => {
+            space.matching.contains(&peer) && pods.matches(&pod.labels, &objects.labels)
         }
+        Test::Block(block) => block.contains(ip),
+        Test::Any => true,
+    }
+}
+
+fn for_each_number(set: &PeerSet, pod: &Pod, mut visit: impl FnMut(u16)) {
+    match &set.key.port {
+        None => visit(0),
+        Some((name, protocol)) => numbers(&pod.ports, name, *protocol).for_each(visit),
     }
 }

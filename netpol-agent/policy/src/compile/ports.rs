@@ -71,8 +71,9 @@ impl PortUnion {
     pub(super) fn chunks(&self, set: u32) -> Vec<(PortsKey, PortsChunk)> {
         let mut chunks: Vec<(PortsKey, PortsChunk)> = Vec::new();
         for range in &self.ranges {
-            for port in range.lo..=range.hi {
-                let (chunk, word, bit) = PortsChunk::place(port);
+            for word in range.lo >> 6..=range.hi >> 6 {
+                let first = word << 6;
+                let (chunk, at, _) = PortsChunk::place(first);
                 let key = PortsKey {
                     set,
                     chunk,
@@ -81,8 +82,9 @@ impl PortUnion {
                 if chunks.last().is_none_or(|(last, _)| *last != key) {
                     chunks.push((key, PortsChunk::default()));
                 }
+                let (lo, hi) = (range.lo.max(first) & 63, range.hi.min(first | 63) & 63);
                 if let Some((_, last)) = chunks.last_mut() {
-                    last.words[word] |= 1 << bit;
+                    last.words[at] |= u64::MAX << lo & u64::MAX >> (63 - hi);
                 }
             }
         }

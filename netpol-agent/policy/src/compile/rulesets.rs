@@ -8,8 +8,8 @@ use std::{
 use netpol_common::tables::{RULESET_HAS_ANY, RULESET_NONE};
 
 use super::{
-    objects::{Local, Objects, Policy, SetId},
-    peers::{Base, PeerKey, Peers},
+    objects::{Local, Objects, Policy},
+    peers::{Base, PeerKey, Peers, SetId},
     ports::{PortUnion, numbers},
 };
 use crate::{
@@ -90,7 +90,7 @@ impl Rulesets {
             direction,
             policies: policies.iter().map(|policy| policy.version(direction)).collect(),
             ports: match direction {
-                Direction::Ingress => resolved(&policies, &objects.pod(local.pod).ports),
+                Direction::Ingress => resolved(&policies, &objects.pods[local.pod].ports),
                 Direction::Egress => Vec::new(),
             },
         };
@@ -145,7 +145,7 @@ impl Rulesets {
                     let union = match peer {
                         None => &mut any,
                         Some(peer) => {
-                            let (set, new) = peers.intern(peer, objects);
+                            let (set, new) = peers.intern(peer, &mut objects.labels);
                             if new {
                                 self.fresh_sets.push(set);
                             }
@@ -162,12 +162,7 @@ impl Rulesets {
         sets.values_mut().for_each(PortUnion::normalise);
         let id = ids.take() | if any.is_empty() { 0 } else { RULESET_HAS_ANY };
         for set in sets.keys() {
-            peers
-                .sets
-                .get_mut(set)
-                .expect("interned above")
-                .rulesets
-                .insert(id);
+            peers.sets[*set].rulesets.insert(id);
         }
         let key = Arc::new(key);
         self.ids.insert(key.clone(), id);
@@ -221,24 +216,30 @@ pub(super) fn for_each_term(
     }
     ports.normalise();
     let fixed = (!ports.is_empty()).then_some(Term::Ports(ports));
-    let mut visit_base = |base: Option<Base>| {
-        if let Some(term) = &fixed {
-            visit(base.clone().map(|base| PeerKey { base, port: None }), term);
-        }
-        for name in &names {
-            let key = PeerKey {
-                base: base.clone().unwrap_or(Base::Any),
-                port: Some(name.clone()),
-            };
-            visit(Some(key), &Term::Named);
+    let bases = match &rule.peers {
+        RulePeers::Any => None,
+        RulePeers::Of(list) => {
+            let own = &policy.object.name.namespace;
+            Some(list.iter().map(|peer| Base::new(peer, own)).collect::<Vec<_>>())
         }
     };
-    match &rule.peers {
-        RulePeers::Any => visit_base(None),
-        RulePeers::Of(list) => {
-            for peer in list {
-                visit_base(Some(Base::new(peer, &policy.object.name.namespace)));
-            }
+    for port in names {
+        let bases = bases.clone().unwrap_or_else(|| vec![Base::Any]);
+        if !bases.is_empty() {
+            let port = Some(port);
+            visit(Some(PeerKey { bases, port }), &Term::Named);
+        }
+    }
+    let Some(fixed) = fixed else { return };
+    let Some(bases) = bases else {
+        visit(None, &fixed);
+        return;
+    };
+    let (blocks, selectors): (Vec<_>, Vec<_>) =
+        bases.into_iter().partition(|base| matches!(base, Base::Block(_)));
+    for bases in [selectors, blocks] {
+        if !bases.is_empty() {
+            visit(Some(PeerKey { bases, port: None }), &fixed);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! After an event: from touched objects to rulesets, peer sets and the regions of ipBlocks.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use netpol_common::tables::CLASS_OTHER;
@@ -8,11 +8,11 @@ use netpol_common::tables::CLASS_OTHER;
 use super::{
     Compiler,
     nets::Region,
-    objects::SetId,
-    peers::{MEMBER_NET, Member, set_of},
+    objects::SpaceAt,
+    peers::{MEMBER_NET, Member, SetId, Test, member, set_of},
 };
 use crate::{
-    model::{Direction, Str},
+    model::Direction,
     prefix::{inside, longest_match},
     tables::PodRules,
 };
@@ -23,7 +23,7 @@ pub(super) struct Change {
     pub(super) fresh: Vec<SetId>,
     pub(super) dead: Vec<SetId>,
     /// Where members of fresh or dead selectors' sets may be, with the fresh ones to try there.
-    pub(super) scopes: BTreeMap<Str, Vec<SetId>>,
+    pub(super) scopes: BTreeMap<SpaceAt, Vec<SetId>>,
     /// ipBlocks that came or went.
     pub(super) nets: Vec<IpNet>,
     /// Rulesets that came.
@@ -39,7 +39,7 @@ impl Compiler {
         self.settle_addresses(&change);
         self.settle_cells(&change);
         for set in change.dead {
-            self.peers.remove(set, &mut self.objects);
+            self.peers.remove(set, &mut self.objects.labels);
         }
     }
 
@@ -82,12 +82,7 @@ impl Compiler {
         for (id, ruleset) in self.rulesets.sweep() {
             self.desired.remove_ruleset(id);
             for set in ruleset.peers.keys() {
-                let users = &mut self
-                    .peers
-                    .sets
-                    .get_mut(set)
-                    .expect("a ruleset's sets live")
-                    .rulesets;
+                let users = &mut self.peers.sets[*set].rulesets;
                 users.remove(&id);
                 if users.is_empty() {
                     idle.insert(*set);
@@ -99,7 +94,7 @@ impl Compiler {
         change.fresh.retain(|set| {
             let lost = idle.remove(set);
             if lost {
-                self.peers.remove(*set, &mut self.objects);
+                self.peers.remove(*set, &mut self.objects.labels);
             }
             !lost
         });
@@ -116,24 +111,26 @@ impl Compiler {
     }
 
     /// Notes the namespaces in which pods may be members of `set`.
-    fn add_scope(&self, id: SetId, fresh: bool, scopes: &mut BTreeMap<Str, Vec<SetId>>) {
-        let set = &self.peers.sets[&id];
-        if set.net().is_some() {
+    fn add_scope(&self, id: SetId, fresh: bool, scopes: &mut BTreeMap<SpaceAt, Vec<SetId>>) {
+        let set = &self.peers.sets[id];
+        if set.is_net() {
             return;
         }
-        let mut add = |name: &Str| {
-            let sets = scopes.entry(name.clone()).or_default();
-            if fresh {
+        let mut add = |at: SpaceAt| {
+            let sets = scopes.entry(at).or_default();
+            if fresh && sets.last() != Some(&id) {
                 sets.push(id);
             }
         };
-        if let Some(name) = set.namespace() {
-            add(name);
-            return;
-        }
-        for (name, space) in &self.objects.namespaces {
-            if !set.is_matching() || space.matching.contains(&id) {
-                add(name);
+        for (nth, test) in (0..).zip(&set.tests) {
+            match test {
+                Test::Named(name, _) => self.objects.space_at(name).into_iter().for_each(&mut add),
+                Test::Matching(..) => {
+                    let wanted = self.objects.spaces.iter();
+                    let wanted = wanted.filter(|(_, space)| space.matching.contains(&(id, nth)));
+                    wanted.for_each(|(at, _)| add(at));
+                }
+                Test::Block(_) | Test::Any => self.objects.spaces.iter().for_each(|(at, _)| add(at)),
             }
         }
     }
@@ -141,57 +138,47 @@ impl Compiler {
     /// Namespaces whose labels changed → addresses of their pods.
     fn settle_namespaces(&mut self) {
         for name in std::mem::take(&mut self.objects.touched.namespaces) {
-            if self.peers.rematch(&name, &mut self.objects) {
-                for &at in self.objects.namespaces[&name].pods.values() {
-                    let addresses = self.objects.pods[at as usize]
-                        .iter()
-                        .flat_map(|pod| &pod.addresses);
-                    self.objects.touched.addresses.extend(addresses.copied());
-                }
+            if let Some(at) = self.objects.space_at(&name)
+                && self.peers.rematch(at, &mut self.objects)
+            {
+                self.objects.touch_space(at);
             }
         }
     }
 
     /// Peer sets that are ipBlocks → regions and their classes.
     fn settle_nets(&mut self, change: &mut Change) {
-        let block = |set: &SetId| {
-            let key = self.peers.sets[set].key.clone();
-            self.peers.sets[set].net().is_some().then_some((*set, key))
-        };
-        let fresh: Vec<_> = change.fresh.iter().filter_map(block).collect();
-        let dead: Vec<_> = change.dead.iter().filter_map(block).collect();
-        let mut changed: BTreeMap<IpNet, Vec<Member>> = BTreeMap::new();
-        for (_, key) in &fresh {
-            if let super::peers::Base::Block(block) = &key.base {
-                block.borders().for_each(|border| self.add_border(border));
-            }
+        let is_net = |set: &&SetId| self.peers.sets[**set].is_net();
+        let fresh: Vec<_> = change.fresh.iter().filter(is_net).copied().collect();
+        let dead: BTreeSet<_> = change.dead.iter().filter(is_net).copied().collect();
+        for &set in &fresh {
+            self.change_borders(set, Self::add_border);
         }
-        for (set, key, comes) in fresh
-            .iter()
-            .map(|(set, key)| (set, key, true))
-            .chain(dead.iter().map(|(set, key)| (set, key, false)))
-        {
-            if let super::peers::Base::Block(block) = &key.base {
+        let mut changed: BTreeMap<IpNet, Vec<Member>> = BTreeMap::new();
+        for &set in fresh.iter().chain(&dead) {
+            for block in self.peers.sets[set].blocks() {
                 change.nets.push(block.cidr());
                 for (net, _) in self.regions.range(inside(block.cidr())) {
                     if block.covers(net) {
-                        let adds = changed.entry(*net).or_default();
-                        if comes {
-                            adds.push(MEMBER_NET | Member::from(*set) << 16);
-                        }
+                        changed.entry(*net).or_default().push(MEMBER_NET | member(set, 0));
                     }
                 }
             }
         }
-        let gone: HashSet<SetId> = dead.iter().map(|(set, _)| *set).collect();
-        for (net, adds) in changed {
-            self.reclass_region(net, &gone, adds);
+        for (net, members) in changed {
+            self.reclass_region(net, &dead, members);
         }
-        for (_, key) in &dead {
-            if let super::peers::Base::Block(block) = &key.base {
-                block.borders().for_each(|border| self.remove_border(border));
-            }
+        for &set in &dead {
+            self.change_borders(set, Self::remove_border);
         }
+    }
+
+    fn change_borders(&mut self, set: SetId, change: fn(&mut Self, IpNet)) {
+        let borders: Vec<_> = self.peers.sets[set]
+            .blocks()
+            .flat_map(|block| block.borders())
+            .collect();
+        borders.into_iter().for_each(|border| change(self, border));
     }
 
     /// A new border first changes nothing: its inside has the class that it had.
@@ -216,12 +203,13 @@ impl Compiler {
         }
     }
 
-    fn reclass_region(&mut self, net: IpNet, gone: &HashSet<SetId>, adds: Vec<Member>) {
+    /// Adds `members` to what a region is in, and takes the dead sets out.
+    fn reclass_region(&mut self, net: IpNet, dead: &BTreeSet<SetId>, mut members: Vec<Member>) {
         let region = self.regions.get_mut(&net).expect("a region found before");
-        let mut members = adds;
-        let kept = self.classes.members(region.class).iter();
-        members.extend(kept.filter(|member| !gone.contains(&set_of(**member))));
+        members.extend_from_slice(self.classes.members(region.class));
+        members.retain(|member| !dead.contains(&set_of(*member)));
         members.sort_unstable();
+        members.dedup();
         let class = self.classes.intern(&members, &self.ids);
         if class != region.class {
             self.classes.shift(region.class, class);

@@ -10,151 +10,170 @@ use netpol_common::tables::{CLASS_ANY, CLASS_OTHER, CellKey};
 
 use super::{
     Compiler,
-    objects::SetId,
-    peers::{MEMBER_NET, Member, number_of, set_of},
+    objects::AddressAt,
+    peers::{MEMBER_NET, Member, PeerAt, SetId, member, number_of, set_of},
     ports::PortUnion,
     rulesets::Ruleset,
     settle::Change,
+    slab::ByNumber,
 };
 use crate::prefix::longest_match;
+
+/// Class → the members that addresses of it gain → their new class.
+type Known = HashMap<u32, Vec<(Vec<Member>, u32)>, ByNumber>;
 
 impl Compiler {
     pub(super) fn settle_addresses(&mut self, change: &Change) {
         let touched = std::mem::take(&mut self.objects.touched.addresses);
-        for &address in &touched {
-            self.reclass(address);
+        for &at in &touched {
+            self.reclass(at);
         }
-        self.shift_members(change, &touched);
+        self.shift_members(change);
         for net in &change.nets {
-            let within = self.objects.addresses.range(net.network()..=net.broadcast());
-            let exact: Vec<_> = within
-                .filter(|(address, entry)| entry.class != CLASS_OTHER && !touched.contains(*address))
-                .map(|(address, entry)| (*address, entry.class))
-                .collect();
-            for (address, class) in exact {
-                let members = self.classes.members(class).iter().copied();
-                let members = members.filter(|member| member & MEMBER_NET == 0).collect();
-                self.assign_with_nets(address, members);
+            self.shift_nets(*net);
+        }
+        for at in touched {
+            self.objects.addresses[at].touched = false;
+            if !self.objects.addresses[at].is_claimed() {
+                self.objects.remove_address(at);
             }
         }
     }
 
-    /// Recomputes the class of one address from all its owners' labels.
-    fn reclass(&mut self, address: IpAddr) {
-        let Some(entry) = self.objects.addresses.get(&address) else {
-            return;
-        };
+    /// Recomputes the class of one address from its owners' labels.
+    fn reclass(&mut self, at: AddressAt) {
+        let (objects, address) = (&self.objects, &self.objects.addresses[at]);
         let mut members: Vec<Member> = Vec::new();
-        let mut one: Vec<Member> = Vec::new();
-        for (at, pod) in self.objects.owners(entry).enumerate() {
-            one.clear();
-            self.peers.members(pod, address, &self.objects, &mut one);
-            if at == 0 {
-                members.clone_from(&one);
-            } else {
-                // Nobody knows whose packets these are: only what all claimants may is allowed.
-                members.retain(|member| one.binary_search(member).is_ok());
-            }
+        if address.is_shared() {
+            self.push_shared(at, &mut members);
+        } else if let Some(pod) = objects.owners(address).next() {
+            let add = |peer: PeerAt, number| members.push(member(peer.0, number));
+            self.peers.for_each(pod, address.ip, objects, add);
         }
-        self.assign_with_nets(address, members);
-        if self.objects.addresses[&address].owners.is_empty() {
-            self.objects.addresses.remove(&address);
-        }
+        members.sort_unstable();
+        members.dedup();
+        self.assign_with_nets(at, members);
+    }
+
+    /// Nobody knows whose packets these are: a peer means them only if it means all who claim the address.
+    fn push_shared(&self, at: AddressAt, members: &mut Vec<Member>) {
+        let address = &self.objects.addresses[at];
+        let meaning = self.objects.owners(address).map(|pod| {
+            let mut peers = BTreeSet::new();
+            self.peers
+                .for_each(pod, address.ip, &self.objects, |peer, number| {
+                    peers.insert((peer, number));
+                });
+            peers
+        });
+        let all = meaning.reduce(|all, one| &all & &one).unwrap_or_default();
+        members.extend(all.into_iter().map(|((set, _), number)| member(set, number)));
     }
 
     /// Members of fresh sets come in, those of dead sets fall out; other addresses keep what they have.
-    fn shift_members(&mut self, change: &Change, touched: &BTreeSet<IpAddr>) {
-        let dead: HashSet<SetId> = change.dead.iter().copied().collect();
-        let losing: HashSet<u32> = dead
-            .iter()
-            .flat_map(|set| &self.peers.sets[set].classes)
-            .copied()
-            .collect();
-        let mut moves: Vec<(IpAddr, Vec<Member>)> = Vec::new();
-        let mut shared: Vec<IpAddr> = Vec::new();
-        for (name, fresh) in &change.scopes {
-            let Some(space) = self.objects.namespaces.get(name) else {
-                continue;
-            };
-            for &at in space.pods.values() {
-                let pod = self.objects.pod(at);
-                for address in pod.addresses.iter().filter(|address| !touched.contains(*address)) {
-                    let entry = &self.objects.addresses[address];
-                    if entry.owners.len() > 1 {
-                        shared.push(*address);
+    fn shift_members(&mut self, change: &Change) {
+        let dead: HashSet<SetId, ByNumber> = change.dead.iter().copied().collect();
+        let losing = dead.iter().flat_map(|set| &self.peers.sets[*set].classes);
+        let losing: HashSet<u32, ByNumber> = losing.copied().collect();
+        let mut known = Known::default();
+        let mut adds = Vec::new();
+        for (&space, fresh) in &change.scopes {
+            // Out of the namespace for a moment, so that classes can be changed meanwhile.
+            let pods = std::mem::take(&mut self.objects.spaces[space].pods);
+            for &pod in pods.values() {
+                for nth in 0..self.objects.pods[pod].addresses.len() {
+                    let pod = &self.objects.pods[pod];
+                    let at = pod.addresses[nth];
+                    let address = &self.objects.addresses[at];
+                    if address.touched {
                         continue;
                     }
-                    let mut adds = Vec::new();
+                    adds.clear();
                     for &set in fresh {
                         self.peers
-                            .push_if_in(set, pod, *address, space, &self.objects, &mut adds);
+                            .push_if_in(set, pod, address.ip, &self.objects, &mut adds);
                     }
-                    if !adds.is_empty() || losing.contains(&entry.class) {
-                        moves.push((*address, adds));
+                    if address.is_shared() {
+                        self.reclass(at);
+                    } else if !adds.is_empty() || losing.contains(&address.class) {
+                        self.move_by(at, &adds, &dead, change.nets.is_empty(), &mut known);
                     }
                 }
             }
-        }
-        let mut known: HashMap<(u32, Vec<Member>), u32> = HashMap::new();
-        for (address, adds) in moves {
-            self.move_by(address, adds, &dead, change.nets.is_empty(), &mut known);
-        }
-        shared.sort_unstable();
-        shared.dedup();
-        for address in shared {
-            self.reclass(address);
+            self.objects.spaces[space].pods = pods;
         }
     }
 
     fn move_by(
         &mut self,
-        address: IpAddr,
-        adds: Vec<Member>,
-        dead: &HashSet<SetId>,
+        at: AddressAt,
+        adds: &[Member],
+        dead: &HashSet<SetId, ByNumber>,
         nets_stay: bool,
-        known: &mut HashMap<(u32, Vec<Member>), u32>,
+        known: &mut Known,
     ) {
-        let class = self.objects.addresses[&address].class;
-        let same_nets = nets_stay && class != CLASS_OTHER;
-        let mut key = (class, adds);
-        if same_nets && let Some(&to) = known.get(&key) {
-            self.assign(address, to);
+        let class = self.objects.addresses[at].class;
+        let same_nets = nets_stay && (class != CLASS_OTHER || self.regions.is_empty());
+        let moves = known.entry(class).or_default();
+        if same_nets && let Some((_, to)) = moves.iter().find(|(known, _)| known == adds) {
+            self.assign(at, *to);
             return;
         }
         let kept = self.classes.members(class).iter().copied();
         let kept = kept.filter(|member| member & MEMBER_NET == 0 && !dead.contains(&set_of(*member)));
-        let mut members: Vec<Member> = key.1.iter().copied().chain(kept).collect();
+        let mut members: Vec<Member> = adds.iter().copied().chain(kept).collect();
         members.sort_unstable();
-        let to = self.assign_with_nets(address, members);
+        members.dedup();
+        let to = self.assign_with_nets(at, members);
         if same_nets {
-            key.1.shrink_to_fit();
-            known.insert(key, to);
+            moves.push((adds.to_vec(), to));
         }
     }
 
-    /// Gives `address` the class of `members` (selectors' sets, sorted) and of the ipBlocks around it. In no
+    /// Brings the exact entries within `net` up to date with the ipBlocks around them.
+    fn shift_nets(&mut self, net: IpNet) {
+        let tables = &self.desired.tables;
+        let exact: Vec<(IpAddr, u32)> = match net {
+            IpNet::V4(net) => {
+                let hosts = tables.hosts4.range(net.network()..=net.broadcast());
+                hosts.map(|(ip, class)| ((*ip).into(), *class)).collect()
+            }
+            IpNet::V6(net) => {
+                let hosts = tables.hosts6.range(net.network()..=net.broadcast());
+                hosts.map(|(ip, class)| ((*ip).into(), *class)).collect()
+            }
+        };
+        for (ip, class) in exact {
+            let members = self.classes.members(class).iter().copied();
+            let members = members.filter(|member| member & MEMBER_NET == 0).collect();
+            let at = self
+                .objects
+                .address_at(ip)
+                .expect("only pods' addresses have entries");
+            self.assign_with_nets(at, members);
+        }
+    }
+
+    /// Gives an address the class of `members` (selectors' sets, sorted) and of the ipBlocks around it. In no
     /// selector's set, it has no exact entry.
-    fn assign_with_nets(&mut self, address: IpAddr, mut members: Vec<Member>) -> u32 {
-        if !members.is_empty()
-            && let Some((_, region)) = longest_match(&self.regions, &IpNet::from(address))
-        {
-            members.extend_from_slice(self.classes.members(region.class));
+    fn assign_with_nets(&mut self, at: AddressAt, mut members: Vec<Member>) -> u32 {
+        if !members.is_empty() && !self.regions.is_empty() {
+            let ip = IpNet::from(self.objects.addresses[at].ip);
+            if let Some((_, region)) = longest_match(&self.regions, &ip) {
+                members.extend_from_slice(self.classes.members(region.class));
+            }
         }
         let class = self.classes.intern(&members, &self.ids);
-        self.assign(address, class);
+        self.assign(at, class);
         class
     }
 
-    fn assign(&mut self, address: IpAddr, class: u32) {
-        let entry = self
-            .objects
-            .addresses
-            .get_mut(&address)
-            .expect("an address in use");
-        if entry.class != class {
-            self.classes.shift(entry.class, class);
-            entry.class = class;
-            self.desired.host(address, class);
+    fn assign(&mut self, at: AddressAt, class: u32) {
+        let address = &mut self.objects.addresses[at];
+        if address.class != class {
+            self.classes.shift(address.class, class);
+            address.class = class;
+            self.desired.host(address.ip, class);
         }
     }
 
@@ -162,10 +181,10 @@ impl Compiler {
     pub(super) fn settle_cells(&mut self, change: &Change) {
         let (dead, fresh) = self.classes.sweep();
         let changed = dead.iter().map(|(class, _)| class).chain(&fresh);
-        self.desired.dirty.classes.extend(changed);
+        self.desired.log.classes.extend(changed);
         for (class, gone) in dead {
             for set in gone.members.iter().map(|member| set_of(*member)) {
-                let set = self.peers.sets.get_mut(&set).expect("sets outlive their classes");
+                let set = &mut self.peers.sets[set];
                 set.classes.remove(&class);
                 for &ruleset in &set.rulesets {
                     self.desired.remove_cell(CellKey { ruleset, class });
@@ -178,7 +197,7 @@ impl Compiler {
         for class in fresh {
             let mut rulesets = BTreeSet::new();
             for set in self.classes.members(class).iter().map(|member| set_of(*member)) {
-                let set = self.peers.sets.get_mut(&set).expect("a live class's sets live");
+                let set = &mut self.peers.sets[set];
                 set.classes.insert(class);
                 rulesets.extend(&set.rulesets);
             }
@@ -196,7 +215,7 @@ impl Compiler {
             class: CLASS_ANY,
         };
         self.desired.add_cell(default, &ruleset.any, &self.ids);
-        let sets = ruleset.peers.keys().map(|set| &self.peers.sets[set].classes);
+        let sets = ruleset.peers.keys().map(|set| &self.peers.sets[*set].classes);
         let classes: BTreeSet<u32> = sets.flatten().copied().collect();
         for class in classes {
             self.add_cell(id, class);
@@ -217,7 +236,7 @@ impl Compiler {
             let Some(ports) = ruleset.peers.get(&set) else {
                 continue;
             };
-            match &self.peers.sets[&set].key.port {
+            match &self.peers.sets[set].key.port {
                 None => union.add(ports),
                 Some((_, protocol)) => union.add_port(*protocol, number_of(member)),
             }

@@ -4,7 +4,10 @@ use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::{Plan, Step, keys::Keys};
+use super::{
+    Plan, Step,
+    keys::{Difference, Keys},
+};
 use crate::tables::Tables;
 
 /// The class of a region in the actual and in the desired tables.
@@ -15,6 +18,24 @@ struct Region<P> {
     pair: Pair,
     /// Whether the actual tables have an entry; else what is around it decides.
     present: bool,
+    /// Whether the desired tables have one.
+    stays: bool,
+}
+
+impl<P: Copy> Region<P> {
+    /// `around` gives the class of a place without an entry.
+    fn new(&(place, old, new): &Difference<P, u32>, around: [impl Fn(P) -> u32; 2]) -> Self {
+        let [actual, desired] = around;
+        Self {
+            place,
+            pair: (
+                old.unwrap_or_else(|| actual(place)),
+                new.unwrap_or_else(|| desired(place)),
+            ),
+            present: old.is_some(),
+            stays: new.is_some(),
+        }
+    }
 }
 
 /// Every region whose class or entry changes. A prefix stands for what is in it less the more specific ones.
@@ -26,27 +47,17 @@ pub(super) struct Moves {
 
 impl Moves {
     pub(super) fn new(actual: &Tables, desired: &Tables, keys: &Keys) -> Self {
-        let host = |&address: &IpAddr| Region {
-            place: address,
-            pair: (actual.class(address), desired.class(address)),
-            present: match address {
-                IpAddr::V4(a) => actual.hosts4.contains_key(&a),
-                IpAddr::V6(a) => actual.hosts6.contains_key(&a),
-            },
-        };
-        let class = |tables: &Tables, net: &IpNet| tables.net_class(net.network(), net.prefix_len());
-        let net = |&net: &IpNet| Region {
-            place: net,
-            pair: (class(actual, &net), class(desired, &net)),
-            present: match net {
-                IpNet::V4(net) => actual.nets4.contains_key(&net),
-                IpNet::V6(net) => actual.nets6.contains_key(&net),
-            },
-        };
-        let mut nets: Vec<_> = keys.nets.iter().map(net).collect();
+        let tables = [actual, desired];
+        let of_host = tables.map(|tables| |address| tables.net_class(address, u8::MAX));
+        let of_net = tables.map(|tables| |net: IpNet| tables.net_class(net.network(), net.prefix_len()));
+        let mut nets: Vec<_> = keys.nets.iter().map(|entry| Region::new(entry, of_net)).collect();
         nets.sort_by_key(|region| Reverse(region.place.prefix_len()));
         Self {
-            hosts: keys.hosts.iter().map(host).collect(),
+            hosts: keys
+                .hosts
+                .iter()
+                .map(|entry| Region::new(entry, of_host))
+                .collect(),
             nets,
         }
     }
@@ -77,6 +88,23 @@ impl Moves {
         writes
     }
 
+    /// The entries that shall not be there any more.
+    pub(super) fn removals(&self) -> [Step; 2] {
+        [
+            Step::RemoveHosts(removed(&self.hosts)),
+            Step::RemoveNets(removed(&self.nets)),
+        ]
+    }
+
+    /// How many entries come: exact addresses, then prefixes; IPv4, then IPv6.
+    pub(super) fn added(&self) -> [usize; 4] {
+        let hosts = self.hosts.iter().filter(|region| !region.present);
+        let (hosts4, hosts6): (Vec<_>, Vec<_>) = hosts.partition(|region| region.place.is_ipv4());
+        let nets = self.nets.iter().filter(|region| !region.present);
+        let (nets4, nets6): (Vec<_>, Vec<_>) = nets.partition(|region| region.place.addr().is_ipv4());
+        [hosts4.len(), hosts6.len(), nets4.len(), nets6.len()]
+    }
+
     /// Every region from its intermediate class to the new one.
     pub(super) fn second(&self, class: impl Fn(Pair) -> u32) -> Vec<Step> {
         let steps = [
@@ -101,4 +129,12 @@ fn second<P: Copy>(regions: &[Region<P>], class: impl Fn(Pair) -> u32) -> Vec<(P
         (class(region.pair) != to).then_some((region.place, to))
     };
     regions.iter().filter_map(target).collect()
+}
+
+fn removed<P: Copy>(regions: &[Region<P>]) -> Vec<P> {
+    regions
+        .iter()
+        .filter(|region| !region.stays)
+        .map(|region| region.place)
+        .collect()
 }

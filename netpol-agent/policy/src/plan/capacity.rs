@@ -1,10 +1,8 @@
 //! How many entries the tables need, also in passing.
 
-use std::{collections::BTreeSet, fmt, hash::Hash, net::IpAddr};
+use std::{collections::BTreeSet, fmt};
 
-use ipnet::IpNet;
-
-use super::{Plan, Step};
+use super::{Plan, Step, addresses::Moves};
 use crate::{model::ObjectName, tables::Tables};
 
 /// One of the tables.
@@ -146,56 +144,40 @@ impl Plan {
 }
 
 /// The most entries at any moment of `steps`: all removals come last, but for the pods', which come first.
-pub(super) fn peak(actual: &Tables, steps: &[Step]) -> Sizes {
-    let mut hosts = BTreeSet::new();
-    let mut nets = BTreeSet::new();
-    let mut cells = BTreeSet::new();
-    let mut ports = BTreeSet::new();
+pub(super) fn peak(actual: &Tables, moves: &Moves, steps: &[Step]) -> Sizes {
+    let [hosts4, hosts6, nets4, nets6] = moves.added();
+    let (mut cells, mut ports, mut gone) = (0, 0, 0);
     let mut pods = BTreeSet::new();
-    let mut gone = 0;
     for step in steps {
         match step {
-            Step::PutHosts(list) => hosts.extend(list.iter().map(|(key, _)| *key)),
-            Step::PutNets(list) => nets.extend(list.iter().map(|(key, _)| *key)),
-            Step::PutCells(list) => cells.extend(list.iter().map(|(key, _)| *key)),
-            Step::PutPorts(list) => ports.extend(list.iter().map(|(key, _)| *key)),
-            Step::PutPods(list) => pods.extend(list.iter().map(|(key, _)| key)),
+            Step::PutCells(list) => {
+                cells += list
+                    .iter()
+                    .filter(|(key, _)| !actual.cells.contains_key(key))
+                    .count();
+            }
+            Step::PutPorts(list) => {
+                ports += list
+                    .iter()
+                    .filter(|(key, _)| !actual.ports.contains_key(key))
+                    .count();
+            }
+            Step::PutPods(list) => {
+                let born = list.iter().map(|(name, _)| name);
+                pods.extend(born.filter(|name| !actual.pods.contains_key(*name)));
+            }
             Step::RemovePods(list) => gone = list.len(),
             _ => {}
         }
     }
     let now = actual.sizes();
-    let added = |map| match map {
-        Map::Hosts4 => added(
-            &hosts,
-            |key| matches!(key, IpAddr::V4(a) if !actual.hosts4.contains_key(a)),
-        ),
-        Map::Hosts6 => added(
-            &hosts,
-            |key| matches!(key, IpAddr::V6(a) if !actual.hosts6.contains_key(a)),
-        ),
-        Map::Nets4 => added(
-            &nets,
-            |key| matches!(key, IpNet::V4(net) if !actual.nets4.contains_key(net)),
-        ),
-        Map::Nets6 => added(
-            &nets,
-            |key| matches!(key, IpNet::V6(net) if !actual.nets6.contains_key(net)),
-        ),
-        Map::Cells => added(&cells, |key| !actual.cells.contains_key(key)),
-        Map::Ports => added(&ports, |key| !actual.ports.contains_key(key)),
-        Map::Pods => added(&pods, |key| !actual.pods.contains_key(*key)),
-    };
-    Sizes::new(|map| {
-        let kept = if map == Map::Pods {
-            now.of(map) - gone
-        } else {
-            now.of(map)
-        };
-        (kept + added(map)).max(now.of(map))
+    Sizes::new(|map| match map {
+        Map::Hosts4 => now.of(map) + hosts4,
+        Map::Hosts6 => now.of(map) + hosts6,
+        Map::Nets4 => now.of(map) + nets4,
+        Map::Nets6 => now.of(map) + nets6,
+        Map::Cells => now.of(map) + cells,
+        Map::Ports => now.of(map) + ports,
+        Map::Pods => now.of(map).max(now.of(map) - gone + pods.len()),
     })
-}
-
-fn added<K: Ord + Hash>(keys: &BTreeSet<K>, is_new: impl Fn(&K) -> bool) -> usize {
-    keys.iter().filter(|key| is_new(key)).count()
 }

@@ -1,6 +1,7 @@
 //! Where the two tables differ.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
@@ -13,18 +14,16 @@ use crate::{model::ObjectName, tables::Tables};
 
 /// The keys at which something has to be written, all sorted.
 pub(super) struct Keys {
-    /// Exact addresses.
-    pub(super) hosts: Vec<IpAddr>,
-    /// Prefixes.
-    pub(super) nets: Vec<IpNet>,
+    /// Exact addresses, with their entries.
+    pub(super) hosts: Vec<Difference<IpAddr, u32>>,
+    /// Prefixes, with their entries.
+    pub(super) nets: Vec<Difference<IpNet, u32>>,
     /// Local pods.
     pub(super) pods: Vec<ObjectName>,
     /// What is not there yet.
     pub(super) new_cells: Vec<(CellKey, Cell)>,
     pub(super) new_ports: Vec<(PortsKey, PortsChunk)>,
     /// What shall not be there any more.
-    pub(super) old_hosts: Vec<IpAddr>,
-    pub(super) old_nets: Vec<IpNet>,
     pub(super) old_cells: Vec<CellKey>,
     pub(super) old_ports: Vec<PortsKey>,
     /// Classes that only one of the tables knows.
@@ -62,16 +61,29 @@ impl Keys {
         let nets6 = differing(&a.nets6, &d.nets6, nets.map(|keys| keys.iter().filter_map(net6)));
         let cells = differing(&a.cells, &d.cells, dirty.map(|keys| keys.cells.iter().copied()));
         let ports = differing(&a.ports, &d.ports, dirty.map(|keys| keys.ports.iter().copied()));
+        let pods = differing(&a.pods, &d.pods, dirty.map(|keys| keys.pods.iter().cloned()));
         Self {
-            pods: differing(&a.pods, &d.pods, dirty.map(|keys| keys.pods.iter().cloned())),
-            new_cells: present(&cells, &d.cells),
-            old_cells: absent(cells, &d.cells),
-            new_ports: present(&ports, &d.ports),
-            old_ports: absent(ports, &d.ports),
-            hosts: join(hosts4.clone(), hosts6.clone()),
-            old_hosts: join(absent(hosts4, &d.hosts4), absent(hosts6, &d.hosts6)),
-            nets: join(nets4.clone(), nets6.clone()),
-            old_nets: join(absent(nets4, &d.nets4), absent(nets6, &d.nets6)),
+            hosts: join(hosts4, hosts6),
+            nets: join(nets4, nets6),
+            pods: pods.into_iter().map(|(name, ..)| name).collect(),
+            new_cells: cells
+                .iter()
+                .filter_map(|(key, _, new)| Some((*key, (*new)?)))
+                .collect(),
+            old_cells: cells
+                .iter()
+                .filter(|(.., new)| new.is_none())
+                .map(|(key, ..)| *key)
+                .collect(),
+            new_ports: ports
+                .iter()
+                .filter_map(|(key, _, new)| Some((*key, (*new)?)))
+                .collect(),
+            old_ports: ports
+                .iter()
+                .filter(|(.., new)| new.is_none())
+                .map(|(key, ..)| *key)
+                .collect(),
             one_sided_classes: dirty.map_or_else(|| one_sided(a, d), |dirty| dirty.classes.clone()),
         }
     }
@@ -88,37 +100,52 @@ impl Keys {
     }
 }
 
+/// A key with what the actual and the desired table have.
+pub(super) type Difference<K, V> = (K, Option<V>, Option<V>);
+
 /// The keys (all, or those of `among`) at which `a` and `b` differ, sorted.
-fn differing<K: Ord + Clone, V: PartialEq>(
+fn differing<K: Ord + Clone, V: PartialEq + Copy>(
     a: &BTreeMap<K, V>,
     b: &BTreeMap<K, V>,
     among: Option<impl Iterator<Item = K>>,
-) -> Vec<K> {
+) -> Vec<Difference<K, V>> {
     if let Some(among) = among {
-        return among.filter(|key| a.get(key) != b.get(key)).collect();
+        let entries = among.map(|key| {
+            let (old, new) = (a.get(&key).copied(), b.get(&key).copied());
+            (key, old, new)
+        });
+        return entries.filter(|(_, old, new)| old != new).collect();
     }
-    let only_or_other = a.iter().filter(|(key, value)| b.get(key) != Some(value));
-    let only_b = b.keys().filter(|key| !a.contains_key(key));
-    let mut keys: Vec<K> = only_or_other.map(|(key, _)| key).chain(only_b).cloned().collect();
-    keys.sort_unstable();
-    keys
+    let mut found = Vec::new();
+    let (mut left, mut right) = (a.iter().peekable(), b.iter().peekable());
+    loop {
+        let order = match (left.peek(), right.peek()) {
+            (None, None) => return found,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((a, _)), Some((b, _))) => a.cmp(b),
+        };
+        let old = if order.is_le() { left.next() } else { None };
+        let new = if order.is_ge() { right.next() } else { None };
+        if let Some((key, _)) = old.or(new)
+            && old.map(|(_, value)| value) != new.map(|(_, value)| value)
+        {
+            found.push((
+                key.clone(),
+                old.map(|(_, value)| *value),
+                new.map(|(_, value)| *value),
+            ));
+        }
+    }
 }
 
-fn present<K: Ord + Clone, V: Copy>(keys: &[K], map: &BTreeMap<K, V>) -> Vec<(K, V)> {
-    keys.iter()
-        .filter_map(|key| Some((key.clone(), *map.get(key)?)))
-        .collect()
-}
-
-fn absent<K: Ord, V>(keys: Vec<K>, map: &BTreeMap<K, V>) -> Vec<K> {
-    keys.into_iter().filter(|key| !map.contains_key(key)).collect()
-}
-
-fn join<A: Into<C>, B: Into<C>, C>(a: Vec<A>, b: Vec<B>) -> Vec<C> {
-    a.into_iter()
-        .map(Into::into)
-        .chain(b.into_iter().map(Into::into))
-        .collect()
+fn join<A: Into<C>, B: Into<C>, C>(
+    a: Vec<Difference<A, u32>>,
+    b: Vec<Difference<B, u32>>,
+) -> Vec<Difference<C, u32>> {
+    let a = a.into_iter().map(|(key, old, new)| (key.into(), old, new));
+    let b = b.into_iter().map(|(key, old, new)| (key.into(), old, new));
+    a.chain(b).collect()
 }
 
 /// The classes to which addresses lead in one of the tables only.

@@ -103,11 +103,11 @@ pub fn plan(actual: &Tables, desired: &Tables, scope: Scope<'_>, fresh: &mut IdS
     }
     let moved = moves.push_first(&mut plan, |pair| intermediate.class(pair));
     flip(&mut plan, moved, &changes, &moves, &intermediate);
-    remove(&mut plan, &keys, &intermediate, &recording);
+    remove(&mut plan, &keys, &moves, &intermediate, &recording);
     if plan.steps.iter().any(|step| matches!(step, Step::Flags(_))) {
         plan.push(Step::Flags(flags_after));
     }
-    plan.peak = capacity::peak(actual, &plan.steps);
+    plan.peak = capacity::peak(actual, &moves, &plan.steps);
     plan
 }
 
@@ -144,15 +144,22 @@ fn flip(plan: &mut Plan, moved: bool, changes: &Changes, moves: &Moves, intermed
 }
 
 /// Step 6.
-fn remove(plan: &mut Plan, keys: &Keys, intermediate: &Intermediate, recording: &pods::Recording) {
+fn remove(
+    plan: &mut Plan,
+    keys: &Keys,
+    moves: &Moves,
+    intermediate: &Intermediate,
+    recording: &pods::Recording,
+) {
     let mut cells = keys.old_cells.clone();
     cells.extend(intermediate.temporary_cells());
     cells.extend(recording.cells.iter().map(|(key, _)| *key));
     cells.sort_unstable();
     cells.dedup();
+    let [hosts, nets] = moves.removals();
     let steps = [
-        Step::RemoveHosts(keys.old_hosts.clone()),
-        Step::RemoveNets(keys.old_nets.clone()),
+        hosts,
+        nets,
         Step::RemoveCells(cells),
         Step::RemovePorts(keys.old_ports.clone()),
     ];
