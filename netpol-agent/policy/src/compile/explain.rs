@@ -1,13 +1,22 @@
-//! Which policies stand behind a cell or a ruleset, for people.
+//! Which policies stand behind a cell, a ruleset or a full table, for people.
 
-use netpol_common::{proto, tables::CellKey};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use netpol_common::{
+    proto,
+    tables::{CellKey, PortsKey},
+};
 
 use super::{
     Compiler,
-    peers::{number_of, set_of},
+    entities::Policy,
+    peers::{PeerSet, SetId, number_of, set_of},
     rulesets::{Ruleset, Term, for_each_term},
 };
-use crate::model::{Direction, ObjectName};
+use crate::{
+    model::{Direction, ObjectName},
+    plan::{Map, MapFull},
+};
 
 /// How much there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,29 +122,87 @@ impl Compiler {
         }
     }
 
-    /// The rulesets with the most cells, largest first: what fills that map.
+    /// The error of a plan that does not fit, with the policies that need most of the table's entries.
     #[must_use]
-    pub fn largest_rulesets(&self, count: usize) -> Vec<(usize, Vec<ObjectName>)> {
-        let cells = |id: u32| {
-            let from = CellKey {
-                ruleset: id,
-                class: 0,
-            };
-            let to = CellKey {
-                ruleset: id,
-                class: u32::MAX,
-            };
-            self.desired.tables.cells.range(from..=to).count()
+    pub fn blame(&self, full: MapFull) -> MapFull {
+        let mut largest: Vec<_> = self.needs(full.map).into_iter().collect();
+        largest.sort_by(|(a, x), (b, y)| y.cmp(x).then(a.cmp(b)));
+        largest.retain(|(_, entries)| *entries > 0);
+        largest.truncate(3);
+        MapFull { largest, ..full }
+    }
+
+    /// How many entries of `map` each policy has a part in.
+    fn needs(&self, map: Map) -> BTreeMap<ObjectName, usize> {
+        let tables = &self.desired.tables;
+        let (mut v4, mut v6) = (HashMap::new(), HashMap::new());
+        tables
+            .hosts4
+            .values()
+            .for_each(|class| *v4.entry(*class).or_insert(0) += 1);
+        tables
+            .hosts6
+            .values()
+            .for_each(|class| *v6.entry(*class).or_insert(0) += 1);
+        let in_classes = |set: &PeerSet, sizes: &HashMap<u32, usize>| -> usize {
+            set.classes.iter().filter_map(|class| sizes.get(class)).sum()
         };
-        let names = |ruleset: &Ruleset| ruleset.policies.iter().map(|p| p.object.name.clone()).collect();
-        let mut sizes: Vec<_> = self
-            .rulesets
-            .live
-            .iter()
-            .map(|(&id, ruleset)| (cells(id), names(ruleset)))
+        let borders = |set: &PeerSet, v4: bool| {
+            let borders = set.blocks().flat_map(|block| block.borders());
+            borders.filter(|net| net.addr().is_ipv4() == v4).count()
+        };
+        let mut needs = BTreeMap::new();
+        for (&id, ruleset) in &self.rulesets.live {
+            for policy in &ruleset.policies {
+                let sets = self.sets_of(policy, ruleset);
+                let sets = sets.iter().map(|set| &self.peers.sets[*set]);
+                let entries: usize = match map {
+                    Map::Hosts4 => sets.map(|set| in_classes(set, &v4)).sum(),
+                    Map::Hosts6 => sets.map(|set| in_classes(set, &v6)).sum(),
+                    Map::Nets4 => sets.map(|set| borders(set, true)).sum(),
+                    Map::Nets6 => sets.map(|set| borders(set, false)).sum(),
+                    Map::Cells => sets.map(|set| set.classes.len()).sum(),
+                    Map::Ports => self.chunks_of(id),
+                    Map::Pods => 0,
+                };
+                let most: &mut usize = needs.entry(policy.object.name.clone()).or_default();
+                // Cells are a ruleset's own, the rest is shared by all.
+                *most = match map {
+                    Map::Cells => *most + entries,
+                    _ => (*most).max(entries),
+                };
+            }
+        }
+        needs
+    }
+
+    /// The peer sets that `policy` names.
+    fn sets_of(&self, policy: &Policy, ruleset: &Ruleset) -> BTreeSet<SetId> {
+        let mut sets = BTreeSet::new();
+        for rule in policy.rules(ruleset.direction()).unwrap_or_default() {
+            for_each_term(policy, rule, ruleset.direction(), ruleset.ports(), |peer, _| {
+                sets.extend(peer.and_then(|peer| self.peers.find(&peer)));
+            });
+        }
+        sets
+    }
+
+    /// How many chunks of port sets the cells of a ruleset refer to.
+    fn chunks_of(&self, ruleset: u32) -> usize {
+        let tables = &self.desired.tables;
+        let key = |class| CellKey { ruleset, class };
+        let cells = tables.cells.range(key(0)..=key(u32::MAX));
+        let sets: BTreeSet<u32> = cells
+            .map(|(_, cell)| cell.ports)
+            .filter(|set| *set != 0)
             .collect();
-        sizes.sort_by(|a, b| b.cmp(a));
-        sizes.truncate(count);
-        sizes
+        let key = |set, chunk, proto| PortsKey { set, chunk, proto };
+        let chunks = |set| {
+            tables
+                .ports
+                .range(key(set, 0, 0)..=key(set, u16::MAX, u16::MAX))
+                .count()
+        };
+        sets.into_iter().map(chunks).sum()
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::{
+    entities::Pod,
     labels::{Matcher, Pair},
-    objects::{Objects, Pod},
+    objects::Objects,
     peers::{PeerAt, Test},
     slab::ByNumber,
 };

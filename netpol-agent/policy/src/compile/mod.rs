@@ -11,6 +11,7 @@
 
 mod classes;
 mod desired;
+mod entities;
 mod explain;
 mod index;
 mod labels;

@@ -1,4 +1,4 @@
-//! The objects as the compiler keeps them: only what decides, by number and by address.
+//! The objects as the compiler keeps them, kept up to date.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -6,122 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use netpol_common::tables::CLASS_OTHER;
-
 use super::{
-    labels::{LabelStore, Matcher, Pair},
-    peers::PeerAt,
+    entities::{Address, AddressAt, Local, Namespace, Pod, PodAt, Policy, SpaceAt},
+    labels::{LabelStore, Pair},
     slab::Slab,
 };
-use crate::model::{self, Direction, NamedPort, ObjectName, PortSpec, Ports, Protocol, Rule, Str};
-
-/// Number of a pod.
-pub(super) type PodAt = u32;
-/// Number of an address.
-pub(super) type AddressAt = u32;
-/// Number of a namespace.
-pub(super) type SpaceAt = u32;
-
-/// A pod that can have an address.
-#[derive(PartialEq, Eq)]
-pub(super) struct Pod {
-    pub(super) space: SpaceAt,
-    pub(super) labels: Box<[Pair]>,
-    pub(super) addresses: Box<[AddressAt]>,
-    pub(super) ports: Box<[NamedPort]>,
-    pub(super) local: bool,
-    pub(super) terminating: bool,
-}
-
-/// A policy with what the compiler needs again and again.
-pub(super) struct Policy {
-    pub(super) object: model::Policy,
-    matcher: Matcher,
-    /// Changes with the rules; with it, equal rulesets are equal keys.
-    ingress_version: u64,
-    egress_version: u64,
-    /// Named ports of the ingress rules: they mean what the selected pod calls so.
-    pub(super) names: BTreeSet<(Str, Protocol)>,
-}
-
-impl Policy {
-    /// The rules of one direction; `None` where the policy does not isolate it.
-    pub(super) fn rules(&self, direction: Direction) -> Option<&[Rule]> {
-        match direction {
-            Direction::Ingress => self.object.ingress.as_deref(),
-            Direction::Egress => self.object.egress.as_deref(),
-        }
-    }
-
-    pub(super) fn version(&self, direction: Direction) -> u64 {
-        match direction {
-            Direction::Ingress => self.ingress_version,
-            Direction::Egress => self.egress_version,
-        }
-    }
-}
-
-/// A namespace that exists, or that some object is in.
-pub(super) struct Namespace {
-    pub(super) name: Str,
-    /// Whether the object exists; else it has the name label only.
-    defined: bool,
-    pub(super) labels: Box<[Pair]>,
-    pub(super) pods: BTreeMap<Str, PodAt>,
-    pub(super) policies: BTreeMap<Str, Arc<Policy>>,
-    /// The live peers whose namespace selector matches.
-    pub(super) matching: BTreeSet<PeerAt>,
-    /// Those of `matching` whose pod selector needs no particular label.
-    pub(super) matching_rest: BTreeSet<PeerAt>,
-}
-
-/// A pod of this node.
-pub(super) struct Local {
-    pub(super) pod: PodAt,
-    /// The policies that select it, by name.
-    pub(super) selected: BTreeMap<Str, Arc<Policy>>,
-}
-
-/// An address that some pod claims.
-pub(super) struct Address {
-    pub(super) ip: IpAddr,
-    /// Class of the exact entry; 0 = none, the prefixes decide.
-    pub(super) class: u32,
-    /// Whether it is in [`Touched::addresses`].
-    pub(super) touched: bool,
-    /// Almost always one.
-    first: Option<PodAt>,
-    others: Vec<PodAt>,
-}
-
-impl Address {
-    fn claimants(&self) -> impl Iterator<Item = PodAt> + Clone + '_ {
-        self.first.iter().chain(&self.others).copied()
-    }
-
-    pub(super) fn is_claimed(&self) -> bool {
-        self.first.is_some()
-    }
-
-    pub(super) fn is_shared(&self) -> bool {
-        !self.others.is_empty()
-    }
-
-    fn add(&mut self, pod: PodAt) {
-        match self.first {
-            None => self.first = Some(pod),
-            Some(_) => self.others.push(pod),
-        }
-    }
-
-    fn remove(&mut self, pod: PodAt) {
-        if self.first == Some(pod) {
-            self.first = self.others.pop();
-        } else {
-            self.others.retain(|&other| other != pod);
-        }
-    }
-}
+use crate::model::{self, ObjectName, Str};
 
 /// What the last events touched.
 #[derive(Default)]
@@ -210,13 +100,7 @@ impl Objects {
         if let Some(at) = self.address_at(ip) {
             return at;
         }
-        let at = self.addresses.insert(Address {
-            ip,
-            class: CLASS_OTHER,
-            touched: false,
-            first: None,
-            others: Vec::new(),
-        });
+        let at = self.addresses.insert(Address::new(ip));
         self.by_ip.insert(ip, at);
         at
     }
@@ -252,7 +136,7 @@ impl Objects {
         if pod.local {
             let policies = self.spaces[pod.space].policies.iter();
             let selected = policies
-                .filter(|(_, policy)| policy.matcher.matches(&pod.labels, &self.labels))
+                .filter(|(_, policy)| policy.selects(pod, &self.labels))
                 .map(|(name, policy)| (name.clone(), policy.clone()))
                 .collect();
             self.local.insert(name.clone(), Local { pod: at, selected });
@@ -291,31 +175,20 @@ impl Objects {
         if old.as_ref().is_some_and(|old| old.object == object) {
             return;
         }
-        let mut version = |new: &Option<Vec<Rule>>, old: Option<(&Option<Vec<Rule>>, u64)>| match old {
-            Some((old, version)) if old == new => version,
-            _ => {
-                self.versions += 1;
-                self.versions
-            }
+        let mut next_version = || {
+            self.versions += 1;
+            self.versions
         };
-        let before = old.as_deref();
-        let policy = Arc::new(Policy {
-            ingress_version: version(
-                &object.ingress,
-                before.map(|p| (&p.object.ingress, p.ingress_version)),
-            ),
-            egress_version: version(
-                &object.egress,
-                before.map(|p| (&p.object.egress, p.egress_version)),
-            ),
-            names: named_ports(object.ingress.as_deref().unwrap_or_default()),
-            matcher: Matcher::new(&object.selector, &mut self.labels),
+        let policy = Arc::new(Policy::new(
             object,
-        });
+            old.as_deref(),
+            &mut self.labels,
+            &mut next_version,
+        ));
         self.select(&name, Some(&policy));
         self.spaces[space].policies.insert(name.name, policy);
         if let Some(old) = old {
-            old.matcher.release(&mut self.labels);
+            old.release(&mut self.labels);
         }
     }
 
@@ -324,7 +197,7 @@ impl Objects {
             return;
         };
         if let Some(old) = self.spaces[space].policies.remove(&name.name) {
-            old.matcher.release(&mut self.labels);
+            old.release(&mut self.labels);
             self.select(name, None);
             self.drop_empty(space);
         }
@@ -339,7 +212,7 @@ impl Objects {
             }
             let pod = &self.pods[local.pod];
             let before = local.selected.remove(&name.name);
-            let after = policy.filter(|policy| policy.matcher.matches(&pod.labels, &self.labels));
+            let after = policy.filter(|policy| policy.selects(pod, &self.labels));
             if before.is_some() || after.is_some() {
                 self.touched.local.insert(pod_name.clone());
             }
@@ -380,17 +253,10 @@ impl Objects {
         if let Some(at) = self.space_at(name) {
             return at;
         }
-        let at = self.spaces.insert(Namespace {
-            name: name.clone(),
-            defined: false,
-            labels: self
-                .labels
-                .acquire(&model::Namespace::new(name.clone(), []).labels),
-            pods: BTreeMap::new(),
-            policies: BTreeMap::new(),
-            matching: BTreeSet::new(),
-            matching_rest: BTreeSet::new(),
-        });
+        let labels = self
+            .labels
+            .acquire(&model::Namespace::new(name.clone(), []).labels);
+        let at = self.spaces.insert(Namespace::new(name.clone(), labels));
         self.by_name.insert(name.clone(), at);
         self.touched.namespaces.insert(name.clone());
         at
@@ -398,7 +264,7 @@ impl Objects {
 
     fn drop_empty(&mut self, at: SpaceAt) {
         let space = &self.spaces[at];
-        if !space.defined && space.pods.is_empty() && space.policies.is_empty() {
+        if space.is_unused() {
             let space = self.spaces.remove(at);
             self.by_name.remove(&space.name);
             self.labels.release(&space.labels);
@@ -422,16 +288,4 @@ impl Objects {
         let alive = pods.clone().any(|pod| !pod.terminating);
         pods.filter(move |pod| !alive || !pod.terminating)
     }
-}
-
-fn named_ports(rules: &[Rule]) -> BTreeSet<(Str, Protocol)> {
-    let lists = rules.iter().filter_map(|rule| match &rule.ports {
-        Ports::Of(list) => Some(list),
-        Ports::Any => None,
-    });
-    let named = lists.flatten().filter_map(|port| match &port.port {
-        PortSpec::Named(name) => Some((name.clone(), port.protocol)),
-        _ => None,
-    });
-    named.collect()
 }

@@ -10,10 +10,11 @@ use std::{
 };
 
 use super::{
+    entities::{Pod, SpaceAt},
     index::Index,
     labels::{LabelStore, Matcher},
     nets::Block,
-    objects::{Objects, Pod, SpaceAt},
+    objects::Objects,
     ports::numbers,
     slab::Slab,
 };

@@ -8,7 +8,8 @@ use std::{
 use netpol_common::tables::{RULESET_HAS_ANY, RULESET_NONE};
 
 use super::{
-    objects::{Local, Objects, Policy},
+    entities::{Local, Policy},
+    objects::Objects,
     peers::{Base, PeerKey, Peers, SetId},
     ports::{PortUnion, numbers},
 };

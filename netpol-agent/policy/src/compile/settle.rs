@@ -7,8 +7,8 @@ use netpol_common::tables::CLASS_OTHER;
 
 use super::{
     Compiler,
+    entities::SpaceAt,
     nets::Region,
-    objects::SpaceAt,
     peers::{MEMBER_NET, Member, SetId, Test, member, set_of},
 };
 use crate::{

@@ -10,7 +10,7 @@ use netpol_common::tables::{CLASS_ANY, CLASS_OTHER, CellKey};
 
 use super::{
     Compiler,
-    objects::AddressAt,
+    entities::AddressAt,
     peers::{MEMBER_NET, Member, PeerAt, SetId, member, number_of, set_of},
     ports::PortUnion,
     rulesets::Ruleset,

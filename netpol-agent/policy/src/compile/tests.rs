@@ -11,6 +11,7 @@ use crate::{
         Labels, NamedPort, NamespaceScope, ObjectName, Operator, Peer, Peers as RulePeers, Pod, Policy,
         PortMatch, PortSpec, Ports, Protocol, Requirement, Rule, Selector,
     },
+    plan::{Map, MapFull, Scope, Sizes, plan},
     tables::PodRules,
 };
 
@@ -168,4 +169,76 @@ fn rules_without_peers_are_the_default_cell() {
         class: CLASS_ANY,
     };
     assert_eq!(compiler.tables().cells.keys().collect::<Vec<_>>(), [&key]);
+}
+
+#[test]
+fn a_full_table_names_the_policies_that_fill_it() {
+    let block = |count: u8| {
+        let net = |third| ipnet::Ipv4Net::new_assert(Ipv4Addr::new(192, 0, third, 0), 24).into();
+        let block = |third| Peer::IpBlock {
+            cidr: net(third),
+            except: Vec::new(),
+        };
+        let rule = Rule {
+            index: 0,
+            peers: RulePeers::Of((0..count).map(block).collect()),
+            ports: Ports::Any,
+        };
+        Some(vec![rule])
+    };
+    let mut compiler = Compiler::new("here".into(), 1);
+    compiler.apply_all([
+        Event::Pod(pod("db", "here", 1, "db")),
+        Event::Policy(Policy {
+            ingress: block(2),
+            ..policy("few", "db")
+        }),
+        Event::Policy(Policy {
+            ingress: block(5),
+            ..policy("many", "db")
+        }),
+    ]);
+    let plan = plan(
+        &Tables::default(),
+        compiler.tables(),
+        Scope::Everything,
+        &mut compiler.ids(),
+    );
+    let limits = Sizes::new(|map| if map == Map::Nets4 { 4 } else { 100 });
+    let full = plan.fits(&limits).map_err(|full| compiler.blame(full));
+    let expected = MapFull {
+        map: Map::Nets4,
+        need: 5,
+        limit: 4,
+        largest: vec![
+            (ObjectName::new("default", "many"), 5),
+            (ObjectName::new("default", "few"), 2),
+        ],
+    };
+    assert_eq!(full, Err(expected.clone()));
+    assert_eq!(
+        expected.to_string(),
+        "map nets4 is too small: the change needs 5 entries, it holds 4; most are for policy default/many (5), \
+         policy default/few (2); what was in force stays: raise the capacity of nets4 or narrow the policies"
+    );
+}
+
+#[test]
+fn all_ip_blocks_of_a_rule_are_one_class() {
+    let block = |third| Peer::IpBlock {
+        cidr: ipnet::Ipv4Net::new_assert(Ipv4Addr::new(192, 0, third, 0), 24).into(),
+        except: Vec::new(),
+    };
+    let mut compiler = Compiler::new("here".into(), 1);
+    compiler.apply(Event::Pod(pod("db", "here", 1, "db")));
+    compiler.apply(Event::Policy(Policy {
+        ingress: Some(vec![Rule {
+            index: 0,
+            peers: RulePeers::Of((0..100).map(block).collect()),
+            ports: Ports::Any,
+        }]),
+        ..policy("blocks", "db")
+    }));
+    let sizes = compiler.tables().sizes();
+    assert_eq!((sizes.of(Map::Nets4), sizes.of(Map::Cells)), (100, 1));
 }

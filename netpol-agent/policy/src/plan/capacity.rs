@@ -77,7 +77,9 @@ pub struct MapFull {
     pub need: usize,
     /// How many there can be.
     pub limit: usize,
-    /// The policies that need most of them (none for pods), largest first; the compiler fills this in.
+    /// The policies that have a part in most of them, largest first: [`Compiler::blame`] knows.
+    ///
+    /// [`Compiler::blame`]: crate::compile::Compiler::blame
     pub largest: Vec<(ObjectName, usize)>,
 }
 
