@@ -13,7 +13,7 @@ use std::{
 use netpol_policy::{
     compile::{Compiler, Dirty},
     ids::IdSource,
-    model::{ObjectName, Snapshot, Str},
+    model::{Snapshot, Str},
     plan::{self, Scope},
 };
 use tokio::{
@@ -226,9 +226,9 @@ impl Agent {
             let begun = std::time::Instant::now();
             match self.datapath.execute(&plan, desired) {
                 Ok(()) => {}
-                Err(datapath::Error::TooSmall(mut full)) => {
+                Err(datapath::Error::TooSmall(full)) => {
                     // Nothing was written. Say whose policies need the room.
-                    full.largest = largest(&self.compiler);
+                    let full = Box::new(self.compiler.blame(*full));
                     return Err(datapath::Error::TooSmall(full));
                 }
                 Err(error) => {
@@ -406,16 +406,6 @@ fn device_report(
         detail,
         programs,
     }
-}
-
-/// The policies whose rulesets have the most cells.
-fn largest(compiler: &Compiler) -> Vec<(ObjectName, usize)> {
-    let rulesets = compiler.largest_rulesets(3);
-    rulesets
-        .into_iter()
-        .flat_map(|(cells, policies)| policies.into_iter().map(move |policy| (policy, cells)))
-        .take(5)
-        .collect()
 }
 
 /// Seconds since 1970.
