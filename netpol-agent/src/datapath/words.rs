@@ -30,7 +30,10 @@ impl Words {
     /// Maps the array behind `fd`: `len` elements of `value` bytes (a multiple of 8, as the kernel lays
     /// array elements out at multiples of 8).
     pub(crate) fn map(name: &str, fd: impl AsFd, len: u32, value: usize) -> Result<Self> {
-        assert!(value > 0 && value.is_multiple_of(WORD), "{name}: elements are whole words");
+        assert!(
+            value > 0 && value.is_multiple_of(WORD),
+            "{name}: elements are whole words"
+        );
         let bytes = value * len as usize;
         let length = NonZeroUsize::new(bytes).expect("neither is zero");
         // SAFETY: a new shared mapping at an address of the kernel's choice; `MAP_SHARED` file mappings

@@ -174,7 +174,11 @@ impl Cluster {
             let hole = net(base + 16, 28);
             Peer::IpBlock {
                 cidr: net(base, 24),
-                except: if at.is_multiple_of(2) { vec![hole] } else { Vec::new() },
+                except: if at.is_multiple_of(2) {
+                    vec![hole]
+                } else {
+                    Vec::new()
+                },
             }
         };
         Policy {
