@@ -180,8 +180,8 @@ impl Agent {
         self.datapath.admit_running();
         failures.extend(self.datapath.bind().err());
         failures.extend(self.datapath.attach());
-        self.finish(failures);
-        self.reconcile();
+        // No report before the rules are written: it would call in force what is not.
+        self.reconcile_after(failures);
     }
 
     fn take(&mut self, change: Change) {
@@ -201,8 +201,12 @@ impl Agent {
 
     /// Brings the kernel to what the source and the devices say, each part as far as it goes.
     fn reconcile(&mut self) {
+        self.reconcile_after(Vec::new());
+    }
+
+    /// [`Self::reconcile`] after steps that failed with `failures`.
+    fn reconcile_after(&mut self, mut failures: Vec<datapath::Error>) {
         let pods = self.local_pods();
-        let mut failures = Vec::new();
         failures.extend(self.datapath.set_pods(pods).err());
         failures.extend(self.datapath.look().err());
         // A new device gets its programs at once; until its pod and the pod's rules are known nothing passes.
