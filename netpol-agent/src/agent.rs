@@ -105,6 +105,10 @@ struct Agent {
     failures: BTreeMap<String, Noted>,
     retry: Duration,
     unbound_looks: u32,
+    /// When the kernel was last asked about everything.
+    asked: Instant,
+    /// What was last written for `status`.
+    reported: Option<Report>,
     started: u64,
 }
 
@@ -129,6 +133,8 @@ impl Agent {
             failures: BTreeMap::new(),
             retry: RETRY.0,
             unbound_looks: 0,
+            asked: Instant::now(),
+            reported: None,
             started: now(),
         }
     }
@@ -147,6 +153,7 @@ impl Agent {
         }
         loop {
             let wake = sleep_until(self.next_look());
+            let mut closely = false;
             tokio::select! {
                 change = watcher.next() => match change {
                     Some(change) => self.take(change),
@@ -157,11 +164,11 @@ impl Agent {
                     self.unbound_looks = 0;
                 }
                 () = cni_changed(cni.as_ref()) => self.unbound_looks = 0,
-                () = wake => {}
+                () = wake => closely = self.is_due(),
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
-            self.reconcile();
+            self.reconcile(closely);
         }
         tracing::info!("ending; what is attached stays in force (`netpol-agent cleanup` removes it)");
         Ok(())
@@ -171,17 +178,15 @@ impl Agent {
     fn start(&mut self) {
         let pods = self.local_pods();
         let mut failures = Vec::new();
-        failures.extend(self.datapath.look().err());
         failures.extend(self.datapath.set_pods(pods).err());
-        // Bound by now: the addresses of pods were not known before.
-        failures.extend(self.datapath.look().err());
+        failures.extend(self.datapath.look(false).err());
         // Pods that talk already get their programs before their rules, so that what they are about to be isolated
         // from is recorded, adopted and then judged, rather than cut.
         self.datapath.admit_running();
         failures.extend(self.datapath.bind().err());
         failures.extend(self.datapath.attach());
         // No report before the rules are written: it would call in force what is not.
-        self.reconcile_after(failures);
+        self.reconcile_after(false, failures);
     }
 
     fn take(&mut self, change: Change) {
@@ -200,15 +205,15 @@ impl Agent {
     }
 
     /// Brings the kernel to what the source and the devices say, each part as far as it goes.
-    fn reconcile(&mut self) {
-        self.reconcile_after(Vec::new());
+    fn reconcile(&mut self, closely: bool) {
+        self.reconcile_after(closely, Vec::new());
     }
 
     /// [`Self::reconcile`] after steps that failed with `failures`.
-    fn reconcile_after(&mut self, mut failures: Vec<datapath::Error>) {
+    fn reconcile_after(&mut self, closely: bool, mut failures: Vec<datapath::Error>) {
         let pods = self.local_pods();
         failures.extend(self.datapath.set_pods(pods).err());
-        failures.extend(self.datapath.look().err());
+        failures.extend(self.datapath.look(closely).err());
         // A new device gets its programs at once; until its pod and the pod's rules are known nothing passes.
         failures.extend(self.datapath.attach());
         failures.extend(self.enforce().err());
@@ -272,9 +277,23 @@ impl Agent {
             self.retry = (self.retry * 2).min(RETRY.1);
         }
         self.failures = noted;
-        if let Err(error) = self.report().write(&report_file(&self.config.datapath.files)) {
+        self.write_report();
+    }
+
+    /// Writes the report if it says anything new: `updated` is when something changed.
+    fn write_report(&mut self) {
+        let mut report = self.report();
+        if let Some(reported) = &self.reported {
+            report.updated = reported.updated;
+            if report == *reported {
+                return;
+            }
+            report.updated = now();
+        }
+        if let Err(error) = report.write(&report_file(&self.config.datapath.files)) {
             tracing::error!("{:#}", anyhow::Error::from(error));
         }
+        self.reported = Some(report);
     }
 
     fn next_look(&mut self) -> Instant {
@@ -289,6 +308,15 @@ impl Agent {
             pause = pause.min(RESYNC_UNBOUND);
         }
         Instant::now() + pause
+    }
+
+    /// Whether it is time to ask the kernel about everything.
+    fn is_due(&mut self) -> bool {
+        let due = self.asked.elapsed() >= RESYNC;
+        if due {
+            self.asked = Instant::now();
+        }
+        due
     }
 
     fn local_pods(&self) -> Vec<LocalPod> {

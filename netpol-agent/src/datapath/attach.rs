@@ -113,11 +113,11 @@ pub enum Mode {
 
 /// A device by index, and the name that it has now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target<'a> {
+pub(crate) struct Target<'a> {
     /// Its ifindex.
-    pub index: u32,
+    pub(crate) index: u32,
     /// Its name: aya attaches by name.
-    pub name: &'a str,
+    pub(crate) name: &'a str,
 }
 
 /// Puts programs on devices and remembers which.
@@ -143,6 +143,38 @@ impl Attachments {
             .iter()
             .filter_map(|direction| self.attached.get(&(index, *direction)).copied())
             .collect()
+    }
+
+    /// Forgets what is no longer there, so that it is attached again: pins that somebody has removed; everything on a device
+    /// that is not the one it was (`same` tells), as its index may be another's by now; and with `closely`, which asks the
+    /// kernel about every device, filters that somebody has removed.
+    pub(crate) fn verify(&mut self, closely: bool, same: impl Fn(u32) -> bool) -> Result<()> {
+        let mut lost = Vec::new();
+        for (key, hook) in &self.attached {
+            // `exists` follows the marker of a filter, which points nowhere.
+            let pinned = fs::symlink_metadata(self.path(*key)).is_ok();
+            let there = pinned && same(key.0) && (!closely || self.is_attached(*key)?);
+            if !there {
+                tracing::warn!(
+                    device = key.0,
+                    program = hook.program(),
+                    "no longer attached: attaching again"
+                );
+                lost.push(*key);
+            }
+        }
+        for key in lost {
+            self.attached.remove(&key);
+        }
+        Ok(())
+    }
+
+    fn is_attached(&self, (index, direction): (u32, Direction)) -> Result<bool> {
+        match self.mode {
+            // A link is attached as long as it is pinned.
+            Mode::Tcx => Ok(true),
+            Mode::Clsact => qdisc::has_filter(index, direction == Direction::Egress, PRIORITY, HANDLE.into()),
+        }
     }
 
     /// Devices that something is pinned for, by this process or an earlier one.

@@ -17,6 +17,8 @@ pub struct Device {
     pub name: String,
     /// `IFLA_INFO_KIND`: `veth`, `bridge`, `vxlan`, ...; empty for hardware.
     pub kind: String,
+    /// Its link-layer address.
+    pub hardware: Vec<u8>,
     /// `IFF_LOOPBACK`
     pub loopback: bool,
     /// `IFF_UP`
@@ -31,6 +33,22 @@ pub struct Device {
     pub alias: Option<String>,
     /// What a tunnel device listens on: IP protocol and port (0 where the protocol has none).
     pub tunnel: Option<(u8, u16)>,
+}
+
+impl Device {
+    /// Whether `other`, of the same index, is this device: not renamed, not another one that got the number.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        let identity = |device: &Self| {
+            (
+                device.name.clone(),
+                device.kind.clone(),
+                device.lower,
+                device.hardware.clone(),
+            )
+        };
+        identity(self) == identity(other)
+    }
 }
 
 /// A route over one device.

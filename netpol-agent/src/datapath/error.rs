@@ -17,6 +17,9 @@ pub enum Error {
         /// `major.minor.patch`
         found: String,
     },
+    /// TCX was asked for.
+    #[error("this kernel has no TCX links (they came with 6.6): use --attach auto or clsact")]
+    NoTcx,
     /// The pin path is not on a BPF file system.
     #[error(
         "{} is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf` (in a pod: mount the host's /sys/fs/bpf), or choose another --pin",

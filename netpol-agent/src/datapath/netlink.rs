@@ -244,6 +244,7 @@ fn device(link: &LinkMessage) -> Device {
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
+            LinkAttribute::Address(address) => device.hardware.clone_from(address),
             LinkAttribute::Controller(master) => device.master = Some(*master),
             LinkAttribute::Link(peer) => device.lower = Some(*peer),
             LinkAttribute::LinkNetNsId(id) => device.peer_namespace = Some(*id),

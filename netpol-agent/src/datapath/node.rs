@@ -69,8 +69,8 @@ pub struct Datapath {
     attachments: Attachments,
     binder: Binder,
     pub(super) hz: u64,
-    /// Nothing of an earlier run was attached: pods talk without us until now.
-    first_run: bool,
+    /// Devices that an earlier run had attached to: what is behind them was judged until now.
+    watched: BTreeSet<u32>,
     /// What the kernel's tables hold.
     pub(super) actual: Tables,
     pub(super) pods: Vec<LocalPod>,
@@ -92,6 +92,9 @@ impl Datapath {
         let mode = options
             .attach
             .unwrap_or(if kernel.tcx { Mode::Tcx } else { Mode::Clsact });
+        if mode == Mode::Tcx && !kernel.tcx {
+            return Err(Error::NoTcx);
+        }
         let Loaded {
             pins,
             mut ebpf,
@@ -113,7 +116,7 @@ impl Datapath {
         pins.note_files(&options.files)?;
         Ok(Self {
             binder: Binder::new(options.cni_cache.clone(), options.outside.clone()),
-            first_run: attachments.pinned()?.is_empty(),
+            watched: attachments.pinned()?.into_iter().collect(),
             options,
             kernel,
             mode,
@@ -148,12 +151,6 @@ impl Datapath {
         self.mode
     }
 
-    /// Whether nothing was enforced before.
-    #[must_use]
-    pub fn is_first_run(&self) -> bool {
-        self.first_run
-    }
-
     /// The directory where the container runtime says whose a veth is.
     #[must_use]
     pub fn cni_cache(&self) -> &std::path::Path {
@@ -167,6 +164,10 @@ impl Datapath {
     /// A map can not be written, or there are more pods than indices: those are named, all others are in place.
     pub fn set_pods(&mut self, pods: Vec<LocalPod>) -> Result<()> {
         self.pods = pods;
+        if self.seen.devices.is_empty() {
+            // The settings also tell of devices: what an earlier run has written must not be taken back meanwhile.
+            self.observe(false)?;
+        }
         let changes = self
             .slots
             .assign(self.pods.iter().map(|pod| (&pod.name, &pod.uid)));
@@ -265,18 +266,32 @@ impl Datapath {
         Ok(())
     }
 
-    /// Looks at the devices of the calling thread's network namespace and at what names their pods.
+    /// Looks at the devices of the calling thread's network namespace and at what names their pods; `closely`, also
+    /// at whether somebody has removed what is attached.
     ///
     /// # Errors
     /// netlink or the CNI cache can not be read.
-    pub fn look(&mut self) -> Result<()> {
-        let seen = super::netlink::look()?;
-        let (roles, failure) = self.binder.roles(&seen, &self.pods)?;
-        self.roles = roles;
-        self.seen = seen;
+    pub fn look(&mut self, closely: bool) -> Result<()> {
+        let failure = self.observe(closely)?;
         self.write_config()?;
         self.write_local()?;
         failure.map_or(Ok(()), Err)
+    }
+
+    /// As [`Self::look`], without telling the kernel; returns what could not be asked.
+    fn observe(&mut self, closely: bool) -> Result<Option<Error>> {
+        let seen = super::netlink::look()?;
+        let before = &self.seen.devices;
+        // Devices that are gone are tidied up.
+        let same = |index| match (before.get(&index), seen.devices.get(&index)) {
+            (Some(before), Some(now)) => before.is(now),
+            _ => true,
+        };
+        self.attachments.verify(closely, same)?;
+        let (roles, failure) = self.binder.roles(&seen, &self.pods)?;
+        self.roles = roles;
+        self.seen = seen;
+        Ok(failure)
     }
 
     /// Tells the kernel whose each device is. A pod whose rules are not in place is left out, so that its packets are
@@ -307,15 +322,13 @@ impl Datapath {
         Ok(())
     }
 
-    /// Takes note that the pods that have a device already run, and that nothing has judged them so far: their
-    /// connections are adopted when their isolation begins.
+    /// Takes note that pods on devices that no earlier run has attached to already run, and that nothing has judged them so
+    /// far: their connections are adopted when their isolation begins. (A pod on another device without rules has lost
+    /// them: it stays cut off until it has new ones.)
     pub fn admit_running(&mut self) {
-        let running = self.roles.values().filter_map(|role| match role {
-            Role::Pod(pod) => pod.as_ref(),
-            _ => None,
-        });
-        for pod in running {
-            if self.slots.get(pod).is_some() {
+        for (device, role) in &self.roles {
+            let Role::Pod(Some(pod)) = role else { continue };
+            if !self.watched.contains(device) && self.slots.get(pod).is_some() {
                 self.actual.pods.entry(pod.clone()).or_default();
             }
         }

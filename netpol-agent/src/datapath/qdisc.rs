@@ -2,7 +2,7 @@
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    tc::{TcAttribute, TcHandle, TcMessage},
+    tc::{TcAttribute, TcHandle, TcHeader, TcMessage},
 };
 
 use super::{error::Result, netlink::Requests};
@@ -36,19 +36,38 @@ pub(crate) fn ingress_qdisc(index: u32) -> Result<Option<Qdisc>> {
 
 /// Whether the clsact qdisc of device `index` has filters, anybody's.
 pub(crate) fn has_filters(index: u32) -> Result<bool> {
-    for minor in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
-        let mut request = TcMessage::default();
-        request.header.index = index as i32;
-        request.header.parent = TcHandle {
-            major: u16::MAX,
-            minor,
-        };
-        let filters = Requests::route()?.dump("filters", RouteNetlinkMessage::GetTrafficFilter(request))?;
-        if !filters.is_empty() {
-            return Ok(true);
-        }
+    Ok(!filters(index, false)?.is_empty() || !filters(index, true)?.is_empty())
+}
+
+/// Whether device `index` has the filter of this priority and handle.
+pub(crate) fn has_filter(index: u32, egress: bool, priority: u16, handle: u32) -> Result<bool> {
+    Ok(filters(index, egress)?
+        .iter()
+        .any(|header| header.info >> 16 == u32::from(priority) && u32::from(header.handle) == handle))
+}
+
+fn filters(index: u32, egress: bool) -> Result<Vec<TcHeader>> {
+    if ingress_qdisc(index)?.is_none() {
+        return Ok(Vec::new());
     }
-    Ok(false)
+    let mut request = TcMessage::default();
+    request.header.index = index as i32;
+    request.header.parent = TcHandle {
+        major: u16::MAX,
+        minor: if egress {
+            TcHandle::MIN_EGRESS
+        } else {
+            TcHandle::MIN_INGRESS
+        },
+    };
+    let answers = Requests::route()?.dump("filters", RouteNetlinkMessage::GetTrafficFilter(request))?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewTrafficFilter(message) => Some(message.header),
+            _ => None,
+        })
+        .collect())
 }
 
 /// Removes the clsact qdisc of device `index`.
