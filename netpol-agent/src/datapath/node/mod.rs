@@ -1,28 +1,31 @@
 //! The data path of one node: slots, devices, settings and tables, brought to what the agent desires.
 
+mod clock;
+mod places;
+mod pods;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use aya::{Ebpf, TestRun as _, programs::TestRunOptions};
-use netpol_common::{
-    mark::MAX_INDEX,
-    pod::{NODE_INDEX, POD_EXEMPT, state},
-};
+use aya::Ebpf;
+use netpol_common::pod::state;
 use netpol_policy::{model::ObjectName, tables::Tables};
 
+pub(super) use self::clock::jiffies;
+use self::clock::measure_hz;
 use super::{
-    attach::{Attachments, Hook, Mode, Target},
-    binder::{Binder, LocalPod, owners},
+    attach::{Attachments, Mode},
+    binder::{Binder, LocalPod},
     devices::{Role, Seen, tunnels},
     error::{Error, Result},
     kernel::Kernel,
     maps::Maps,
-    object::{self, CLOCK, Capacities, Loaded, Pins, classifier, slots_file},
-    pods::{Changes, Slots},
+    object::{self, Capacities, Loaded, Pins, slots_file},
+    pods::Slots,
     settings::{self, Settings},
 };
 
@@ -157,92 +160,10 @@ impl Datapath {
         self.binder.directory()
     }
 
-    /// Gives each of `pods` its slot, addresses and settings. Their rules come by the plan, their devices by
-    /// [`Self::bind`].
-    ///
-    /// # Errors
-    /// A map can not be written, or there are more pods than indices: those are named, all others are in place.
-    pub fn set_pods(&mut self, pods: Vec<LocalPod>) -> Result<()> {
-        self.pods = pods;
-        if self.seen.devices.is_empty() {
-            // The settings also tell of devices: what an earlier run has written must not be taken back meanwhile.
-            self.observe(false)?;
-        }
-        let changes = self
-            .slots
-            .assign(self.pods.iter().map(|pod| (&pod.name, &pod.uid)));
-        if changes != Changes::default() {
-            // Before the kernel knows: a slot that is noted and not in the kernel is no slot after a restart.
-            self.slots.save(&slots_file(&self.options.files))?;
-        }
-        self.free(&changes)?;
-        self.write_config()?;
-        self.write_pods();
-        self.write_local()?;
-        match changes.refused.first() {
-            Some(pod) => Err(Error::TooManyPods(MAX_INDEX, pod.to_string())),
-            None => Ok(()),
-        }
-    }
-
-    /// Ends the lives of slots that are nobody's: those freed now, and those that no file accounts for.
-    fn free(&mut self, changes: &Changes) -> Result<()> {
-        let held: BTreeSet<u32> = self.slots.iter().map(|(_, slot)| slot.index).collect();
-        let mut ended: BTreeSet<u32> = changes.freed.iter().map(|slot| slot.index).collect();
-        ended.extend(
-            (1..=MAX_INDEX).filter(|index| !held.contains(index) && self.maps.incarnation(*index) != 0),
-        );
-        if ended.is_empty() {
-            return Ok(());
-        }
-        for (device, index) in self.maps.ifaces()? {
-            if ended.contains(&index) {
-                self.maps.set_iface(device, None)?;
-            }
-        }
-        for (address, index) in self.maps.local()? {
-            if ended.contains(&index) {
-                self.maps.set_local(address, None)?;
-            }
-        }
-        ended.iter().for_each(|index| self.maps.free_pod(*index));
-        self.maps.forget_drops(&ended)?;
-        let slots = &self.slots;
-        self.actual.pods.retain(|name, _| slots.get(name).is_some());
-        // A new life of a name starts without rules.
-        for (name, _) in &changes.taken {
-            self.actual.pods.remove(name);
-        }
-        Ok(())
-    }
-
-    fn write_pods(&mut self) {
-        for pod in &self.pods {
-            if let Some(slot) = self.slots.get(&pod.name) {
-                let flags = if pod.exempt { POD_EXEMPT } else { 0 };
-                self.maps.set_pod(slot, flags, &pod.addresses);
-            }
-        }
-    }
-
-    /// Whose each address is that somebody else must not send from: a pod's, or the node's own as pods see it.
-    fn write_local(&mut self) -> Result<()> {
-        let mut desired: BTreeMap<IpAddr, u32> = gateways(&self.seen, &self.roles)
-            .into_iter()
-            .map(|address| (address, NODE_INDEX))
-            .collect();
-        let pods = owners(&self.pods).into_iter();
-        desired.extend(pods.filter_map(|(address, name)| Some((address, self.slots.get(&name)?.index))));
-        let actual = self.maps.local()?;
-        for (address, index) in &desired {
-            if actual.get(address) != Some(index) {
-                self.maps.set_local(*address, Some(*index))?;
-            }
-        }
-        for address in actual.keys().filter(|address| !desired.contains_key(address)) {
-            self.maps.set_local(*address, None)?;
-        }
-        Ok(())
+    /// The pod's index, if it has one.
+    #[must_use]
+    pub fn index(&self, pod: &ObjectName) -> Option<u32> {
+        self.slots.get(pod).map(|slot| slot.index)
     }
 
     fn write_config(&mut self) -> Result<()> {
@@ -265,172 +186,6 @@ impl Datapath {
         }
         Ok(())
     }
-
-    /// Looks at the devices of the calling thread's network namespace and at what names their pods; `closely`, also
-    /// at whether somebody has removed what is attached.
-    ///
-    /// # Errors
-    /// netlink or the CNI cache can not be read.
-    pub fn look(&mut self, closely: bool) -> Result<()> {
-        let failure = self.observe(closely)?;
-        self.write_config()?;
-        self.write_local()?;
-        failure.map_or(Ok(()), Err)
-    }
-
-    /// As [`Self::look`], without telling the kernel; returns what could not be asked.
-    fn observe(&mut self, closely: bool) -> Result<Option<Error>> {
-        let seen = super::netlink::look()?;
-        let before = &self.seen.devices;
-        // Devices that are gone are tidied up.
-        let same = |index| match (before.get(&index), seen.devices.get(&index)) {
-            (Some(before), Some(now)) => before.is(now),
-            _ => true,
-        };
-        self.attachments.verify(closely, same)?;
-        let (roles, failure) = self.binder.roles(&seen, &self.pods)?;
-        self.roles = roles;
-        self.seen = seen;
-        Ok(failure)
-    }
-
-    /// Tells the kernel whose each device is. A pod whose rules are not in place is left out, so that its packets are
-    /// dropped rather than passed without rules.
-    ///
-    /// # Errors
-    /// A map can not be written.
-    pub fn bind(&mut self) -> Result<()> {
-        let mut desired = BTreeMap::new();
-        for (device, role) in &self.roles {
-            let Role::Pod(pod) = role else { continue };
-            let Some(pod) = pod.as_ref().filter(|pod| self.actual.pods.contains_key(*pod)) else {
-                continue;
-            };
-            if let Some(slot) = self.slots.get(pod) {
-                desired.insert(*device, slot.index);
-            }
-        }
-        let actual = self.maps.ifaces()?;
-        for (device, index) in &desired {
-            if actual.get(device) != Some(index) {
-                self.maps.set_iface(*device, Some(*index))?;
-            }
-        }
-        for device in actual.keys().filter(|device| !desired.contains_key(device)) {
-            self.maps.set_iface(*device, None)?;
-        }
-        Ok(())
-    }
-
-    /// Takes note that pods on devices that no earlier run has attached to already run, and that nothing has judged them so
-    /// far: their connections are adopted when their isolation begins. (A pod on another device without rules has lost
-    /// them: it stays cut off until it has new ones.)
-    pub fn admit_running(&mut self) {
-        for (device, role) in &self.roles {
-            let Role::Pod(Some(pod)) = role else { continue };
-            if !self.watched.contains(device) && self.slots.get(pod).is_some() {
-                self.actual.pods.entry(pod.clone()).or_default();
-            }
-        }
-    }
-
-    /// Puts the programs on all devices, ways in before ways out, and takes them off what needs none.
-    /// Each failure is returned; the other devices are served all the same.
-    pub fn attach(&mut self) -> Vec<Error> {
-        let mut failures = Vec::new();
-        let mut places: Vec<(Hook, u32, &str)> = Vec::new();
-        for (index, role) in &self.roles {
-            let Some(device) = self.seen.devices.get(index) else {
-                continue;
-            };
-            let hooks = match role {
-                Role::Pod(_) => [Hook::FromPod, Hook::ToPod],
-                Role::Outside => [Hook::Arrive, Hook::Settle],
-                Role::None(_) => continue,
-            };
-            places.extend(hooks.map(|hook| (hook, *index, device.name.as_str())));
-        }
-        // No way out enforces before every way in tells who sends.
-        places.sort_by_key(|(hook, index, _)| (!hook.is_way_in(), *index));
-        for (hook, index, name) in places {
-            if let Err(error) = self
-                .attachments
-                .attach(&mut self.ebpf, Target { index, name }, hook)
-            {
-                // A device that went meanwhile will be announced.
-                if nix::net::if_::if_nametoindex(name) == Ok(index) {
-                    failures.push(error);
-                }
-            }
-        }
-        failures.extend(self.tidy().err());
-        failures
-    }
-
-    /// Takes programs off devices that need none, and removes the pins of devices that are gone.
-    fn tidy(&mut self) -> Result<()> {
-        for index in self.attachments.pinned()? {
-            let name = self.seen.devices.get(&index).map(|device| device.name.clone());
-            if matches!(self.roles.get(&index), None | Some(Role::None(_))) {
-                self.attachments.detach(index, name.as_deref())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Devices with their roles and the programs that are on them, by ifindex.
-    #[must_use]
-    pub fn devices(&self) -> Vec<(&str, u32, &Role, Vec<Hook>)> {
-        self.roles
-            .iter()
-            .filter_map(|(index, role)| {
-                let device = self.seen.devices.get(index)?;
-                Some((device.name.as_str(), *index, role, self.attachments.on(*index)))
-            })
-            .collect()
-    }
-
-    /// The pod's index, if it has one.
-    #[must_use]
-    pub fn index(&self, pod: &ObjectName) -> Option<u32> {
-        self.slots.get(pod).map(|slot| slot.index)
-    }
-
-    /// Local pods for which no device was found, and veths that no pod is known for.
-    #[must_use]
-    pub fn unbound(&self) -> (usize, usize) {
-        let bound: BTreeSet<&ObjectName> = self
-            .roles
-            .values()
-            .filter_map(|role| match role {
-                Role::Pod(pod) => pod.as_ref(),
-                _ => None,
-            })
-            .collect();
-        let pods = self.pods.iter().filter(|pod| !bound.contains(&pod.name)).count();
-        let devices = self
-            .roles
-            .values()
-            .filter(|role| **role == Role::Pod(None))
-            .count();
-        (pods, devices)
-    }
-}
-
-/// The node's addresses that pods have as neighbours: those of the bridges that pods are ports of, and of the host
-/// sides of their veths.
-fn gateways(seen: &Seen, roles: &BTreeMap<u32, Role>) -> BTreeSet<IpAddr> {
-    let veths = roles
-        .iter()
-        .filter(|(_, role)| matches!(role, Role::Pod(_)))
-        .map(|(index, _)| *index);
-    let masters = veths.clone().filter_map(|index| seen.devices.get(&index)?.master);
-    veths
-        .chain(masters)
-        .filter_map(|index| seen.addresses.get(&index))
-        .flatten()
-        .map(ipnet::IpNet::addr)
-        .collect()
 }
 
 /// What the kernel's tables hold.
@@ -450,24 +205,4 @@ fn first_incarnation() -> u32 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO);
     u32::try_from(now.as_secs()).unwrap_or(1)
-}
-
-/// The kernel's `jiffies64`, which flow entries are stamped with: read by a program, as nothing else tells.
-pub(super) fn jiffies(ebpf: &mut Ebpf) -> Result<u64> {
-    let packet = [0; 64];
-    let mut answer = [0; 64];
-    let mut options = TestRunOptions::new();
-    options.data_in = Some(&packet);
-    options.data_out = Some(&mut answer);
-    classifier(ebpf, CLOCK)?
-        .test_run(options)
-        .map_err(Error::program("running the program `clock`"))?;
-    Ok(u64::from_le_bytes(answer[..8].try_into().expect("eight bytes")))
-}
-
-fn measure_hz(ebpf: &mut Ebpf) -> Result<u64> {
-    let (start, first) = (Instant::now(), jiffies(ebpf)?);
-    std::thread::sleep(Duration::from_millis(120));
-    let (last, took) = (jiffies(ebpf)?, start.elapsed());
-    Ok(settings::hz(last.saturating_sub(first), took.as_nanos() as u64))
 }

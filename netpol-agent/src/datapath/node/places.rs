@@ -1,0 +1,159 @@
+//! The node's devices: whose each is, and which programs it has.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use netpol_policy::model::ObjectName;
+
+use super::Datapath;
+use crate::datapath::{
+    attach::{Hook, Target},
+    devices::Role,
+    error::{Error, Result},
+    netlink,
+};
+
+impl Datapath {
+    /// Looks at the devices of the calling thread's network namespace and at what names their pods; `closely`, also
+    /// at whether somebody has removed what is attached.
+    ///
+    /// # Errors
+    /// netlink or the CNI cache can not be read.
+    pub fn look(&mut self, closely: bool) -> Result<()> {
+        let failure = self.observe(closely)?;
+        self.write_config()?;
+        self.write_local()?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// As [`Self::look`], without telling the kernel; returns what could not be asked.
+    pub(super) fn observe(&mut self, closely: bool) -> Result<Option<Error>> {
+        let seen = netlink::look()?;
+        let before = &self.seen.devices;
+        // Devices that are gone are tidied up.
+        let same = |index| match (before.get(&index), seen.devices.get(&index)) {
+            (Some(before), Some(now)) => before.is(now),
+            _ => true,
+        };
+        self.attachments.verify(closely, same)?;
+        let (roles, failure) = self.binder.roles(&seen, &self.pods)?;
+        self.roles = roles;
+        self.seen = seen;
+        Ok(failure)
+    }
+
+    /// Tells the kernel whose each device is. A pod whose rules are not in place is left out, so that its packets are
+    /// dropped rather than passed without rules.
+    ///
+    /// # Errors
+    /// A map can not be written.
+    pub fn bind(&mut self) -> Result<()> {
+        let mut desired = BTreeMap::new();
+        for (device, role) in &self.roles {
+            let Role::Pod(pod) = role else { continue };
+            let Some(pod) = pod.as_ref().filter(|pod| self.actual.pods.contains_key(*pod)) else {
+                continue;
+            };
+            if let Some(slot) = self.slots.get(pod) {
+                desired.insert(*device, slot.index);
+            }
+        }
+        let actual = self.maps.ifaces()?;
+        for (device, index) in &desired {
+            if actual.get(device) != Some(index) {
+                self.maps.set_iface(*device, Some(*index))?;
+            }
+        }
+        for device in actual.keys().filter(|device| !desired.contains_key(device)) {
+            self.maps.set_iface(*device, None)?;
+        }
+        Ok(())
+    }
+
+    /// Takes note that pods on devices that no earlier run has attached to already run, and that nothing has judged them so
+    /// far: their connections are adopted when their isolation begins. (A pod on another device without rules has lost
+    /// them: it stays cut off until it has new ones.)
+    pub fn admit_running(&mut self) {
+        for (device, role) in &self.roles {
+            let Role::Pod(Some(pod)) = role else { continue };
+            if !self.watched.contains(device) && self.slots.get(pod).is_some() {
+                self.actual.pods.entry(pod.clone()).or_default();
+            }
+        }
+    }
+
+    /// Puts the programs on all devices, ways in before ways out, and takes them off what needs none.
+    /// Each failure is returned; the other devices are served all the same.
+    pub fn attach(&mut self) -> Vec<Error> {
+        let mut failures = Vec::new();
+        let mut places: Vec<(Hook, u32, &str)> = Vec::new();
+        for (index, role) in &self.roles {
+            let Some(device) = self.seen.devices.get(index) else {
+                continue;
+            };
+            let hooks = match role {
+                Role::Pod(_) => [Hook::FromPod, Hook::ToPod],
+                Role::Outside => [Hook::Arrive, Hook::Settle],
+                Role::None(_) => continue,
+            };
+            places.extend(hooks.map(|hook| (hook, *index, device.name.as_str())));
+        }
+        // No way out enforces before every way in tells who sends.
+        places.sort_by_key(|(hook, index, _)| (!hook.is_way_in(), *index));
+        for (hook, index, name) in places {
+            if let Err(error) = self
+                .attachments
+                .attach(&mut self.ebpf, Target { index, name }, hook)
+            {
+                // A device that went meanwhile will be announced.
+                if nix::net::if_::if_nametoindex(name) == Ok(index) {
+                    failures.push(error);
+                }
+            }
+        }
+        failures.extend(self.tidy().err());
+        failures
+    }
+
+    /// Takes programs off devices that need none, and removes the pins of devices that are gone.
+    fn tidy(&mut self) -> Result<()> {
+        for index in self.attachments.pinned()? {
+            let name = self.seen.devices.get(&index).map(|device| device.name.clone());
+            if matches!(self.roles.get(&index), None | Some(Role::None(_))) {
+                self.attachments.detach(index, name.as_deref())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Devices with their roles and the programs that are on them, by ifindex.
+    #[must_use]
+    pub fn devices(&self) -> Vec<(&str, u32, &Role, Vec<Hook>)> {
+        self.roles
+            .iter()
+            .filter_map(|(index, role)| {
+                let device = self.seen.devices.get(index)?;
+                Some((device.name.as_str(), *index, role, self.attachments.on(*index)))
+            })
+            .collect()
+    }
+
+    /// Local pods for which no device was found, and veths that no pod is known for.
+    #[must_use]
+    pub fn unbound(&self) -> (usize, usize) {
+        let bound: BTreeSet<&ObjectName> = self
+            .roles
+            .values()
+            .filter_map(|role| match role {
+                Role::Pod(pod) => pod.as_ref(),
+                _ => None,
+            })
+            .collect();
+        let pods = self.pods.iter().filter(|pod| !bound.contains(&pod.name)).count();
+        let devices = self
+            .roles
+            .values()
+            .filter(|role| **role == Role::Pod(None))
+            .count();
+        (pods, devices)
+    }
+}
