@@ -3,6 +3,8 @@
 //! Whatever wakes the loop (a manifest, a device, a CNI result, a timer), it looks at the state and diffs; it never
 //! acts on the kind of wake-up. A failed step leaves the policy in force and is tried again.
 
+mod report;
+
 use std::{
     collections::BTreeMap,
     future::pending,
@@ -24,10 +26,8 @@ use tokio::{
 use crate::{
     datapath::{
         self, Datapath, LocalPod, Options,
-        devices::Role,
         netlink::Announcements,
-        object::report_file,
-        report::{DeviceReport, Failure, PodReport, Report, RulesetReport},
+        report::Report,
         wakeups::{Wakeups, Watch},
     },
     source::{
@@ -280,22 +280,6 @@ impl Agent {
         self.write_report();
     }
 
-    /// Writes the report if it says anything new: `updated` is when something changed.
-    fn write_report(&mut self) {
-        let mut report = self.report();
-        if let Some(reported) = &self.reported {
-            report.updated = reported.updated;
-            if report == *reported {
-                return;
-            }
-            report.updated = now();
-        }
-        if let Err(error) = report.write(&report_file(&self.config.datapath.files)) {
-            tracing::error!("{:#}", anyhow::Error::from(error));
-        }
-        self.reported = Some(report);
-    }
-
     fn next_look(&mut self) -> Instant {
         let (pods, devices) = self.datapath.unbound();
         let mut pause = if self.failures.is_empty() {
@@ -349,94 +333,6 @@ impl Agent {
             Some((failure, _)) => Err(anyhow::anyhow!("{failure}")),
             None => Ok(()),
         }
-    }
-
-    fn report(&self) -> Report {
-        let actual = self.datapath.actual();
-        let devices: Vec<DeviceReport> = self.datapath.devices().into_iter().map(device_report).collect();
-        let mut rulesets: BTreeMap<u32, RulesetReport> = BTreeMap::new();
-        let entry = |id| RulesetReport {
-            id,
-            cells: 0,
-            pods: 0,
-        };
-        for key in actual.cells.keys() {
-            rulesets
-                .entry(key.ruleset)
-                .or_insert_with(|| entry(key.ruleset))
-                .cells += 1;
-        }
-        for rules in actual.pods.values() {
-            for id in [rules.ingress, rules.egress].into_iter().filter(|id| *id != 0) {
-                rulesets.entry(id).or_insert_with(|| entry(id)).pods += 1;
-            }
-        }
-        Report {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            node: self.config.node.clone(),
-            pid: std::process::id(),
-            started: self.started,
-            updated: now(),
-            manifests: self.config.manifests.clone(),
-            kernel: self.datapath.kernel().clone(),
-            attach: self.datapath.mode(),
-            // Before the first plan is carried out there is nothing to be in force.
-            in_force: self.failures.is_empty() && !self.unsure,
-            errors: self
-                .failures
-                .iter()
-                .map(|(error, noted)| Failure {
-                    since: noted.since,
-                    error: error.clone(),
-                })
-                .collect(),
-            problems: self.problems.clone(),
-            pods: self.pod_reports(&devices),
-            devices,
-            policies: self.snapshot.policies.keys().map(ToString::to_string).collect(),
-            rulesets: rulesets.into_values().collect(),
-        }
-    }
-
-    fn pod_reports(&self, devices: &[DeviceReport]) -> Vec<PodReport> {
-        let actual = self.datapath.actual();
-        self.local_pods()
-            .into_iter()
-            .map(|pod| {
-                let rules = actual.pods.get(&pod.name).copied().unwrap_or_default();
-                let name = pod.name.to_string();
-                PodReport {
-                    index: self.datapath.index(&pod.name).unwrap_or(0),
-                    devices: devices
-                        .iter()
-                        .filter(|device| device.role == "pod" && device.detail == name)
-                        .map(|device| device.name.clone())
-                        .collect(),
-                    addresses: pod.addresses,
-                    ingress: rules.ingress,
-                    egress: rules.egress,
-                    name,
-                }
-            })
-            .collect()
-    }
-}
-
-fn device_report(
-    (name, index, role, programs): (&str, u32, &Role, Vec<datapath::attach::Hook>),
-) -> DeviceReport {
-    let (role, detail) = match role {
-        Role::Pod(Some(pod)) => ("pod", pod.to_string()),
-        Role::Pod(None) => ("pod", "not known yet".to_owned()),
-        Role::Outside => ("outside", String::new()),
-        Role::None(why) => ("none", (*why).to_owned()),
-    };
-    DeviceReport {
-        name: name.to_owned(),
-        index,
-        role: role.to_owned(),
-        detail,
-        programs,
     }
 }
 
