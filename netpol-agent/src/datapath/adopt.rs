@@ -298,27 +298,8 @@ mod tests {
         assert_eq!(run(&connections, both, both), []);
     }
 
-    #[test]
-    fn only_of_pods_whose_isolation_begins() {
-        let pods = |begins| {
-            let slot = Slot {
-                index: 1,
-                incarnation: 1,
-            };
-            let end = End {
-                slot,
-                ingress: true,
-                egress: true,
-                begins,
-            };
-            BTreeMap::from([(POD.into(), end)])
-        };
-        let count = |begins| entries(&[plain(6, FAR, POD)], &pods(begins), &BTreeSet::new(), 6, 1000).len();
-        assert_eq!([count(true), count(false)], [1, 0]);
-    }
-
-    #[test]
-    fn grace_only_where_conntrack_is_blind() {
+    /// The pod alone, isolated in both directions.
+    fn alone(begins: bool) -> BTreeMap<IpAddr, End> {
         let slot = Slot {
             index: 1,
             incarnation: 1,
@@ -327,9 +308,20 @@ mod tests {
             slot,
             ingress: true,
             egress: true,
-            begins: true,
+            begins,
         };
-        let pods = BTreeMap::from([(POD.into(), end)]);
+        BTreeMap::from([(POD.into(), end)])
+    }
+
+    #[test]
+    fn only_of_pods_whose_isolation_begins() {
+        let count = |begins| entries(&[plain(6, FAR, POD)], &alone(begins), &BTreeSet::new(), 6, 1000).len();
+        assert_eq!([count(true), count(false)], [1, 0]);
+    }
+
+    #[test]
+    fn grace_only_where_conntrack_is_blind() {
+        let pods = alone(true);
         let tracked = [plain(6, FAR, POD)];
         let cases = [
             (knows_all(&tracked, &pods, false, true, true), true),
