@@ -163,6 +163,14 @@ impl<'a> Questions<'a> {
         }
     }
 
+    /// Who answers at a site: a pod of its node's network is its node.
+    pub fn host(&self, site: Site) -> Site {
+        match site {
+            Site::Pod(at) if self.layout.pods[at].host_network => Site::Node(self.layout.pods[at].node),
+            own => own,
+        }
+    }
+
     fn end(&self, site: Site, address: IpAddr) -> End {
         match site {
             Site::Pod(at) => End::Pod(self.layout.pods[at].name.clone(), address),
@@ -451,6 +459,8 @@ fn policy_ports(snapshot: &Snapshot) -> BTreeSet<(Protocol, u16)> {
 pub fn listen(network: &Network, questions: &Questions<'_>) -> Result<Vec<Responder>> {
     let outside: Vec<IpAddr> = questions.layout.outside.clone();
     let mut responders = Vec::new();
+    // Several pods of a node's network may give the same port: one process has it.
+    let mut endpoints: BTreeMap<Site, BTreeSet<(Transport, SocketAddr)>> = BTreeMap::new();
     for site in questions.sites() {
         let addresses: Vec<IpAddr> = match site {
             Site::Outside(at) => vec![outside[at]],
@@ -460,17 +470,16 @@ pub fn listen(network: &Network, questions: &Questions<'_>) -> Result<Vec<Respon
                 .collect(),
         };
         let ports = questions.listens(site);
-        let endpoints = addresses.iter().flat_map(|address| {
+        let own = addresses.iter().flat_map(|address| {
             ports
                 .iter()
                 .map(move |(protocol, port, _)| (transport(*protocol), SocketAddr::new(*address, *port)))
         });
-        let name = questions.name(site);
-        responders.push(Responder::start(
-            namespace(network, questions.layout, site),
-            &name,
-            endpoints,
-        )?);
+        endpoints.entry(questions.host(site)).or_default().extend(own);
+    }
+    for (host, endpoints) in endpoints {
+        let namespace = namespace(network, questions.layout, host);
+        responders.push(Responder::start(namespace, &questions.name(host), endpoints)?);
     }
     Ok(responders)
 }
@@ -531,7 +540,7 @@ pub fn ask(
 
 fn same(questions: &Questions<'_>, check: &Check, expected: bool, outcome: &Outcome) -> bool {
     match outcome {
-        Outcome::Answered(name) => expected && *name == questions.name(check.to),
+        Outcome::Answered(name) => expected && *name == questions.name(questions.host(check.to)),
         Outcome::Silent => !expected,
         // Somebody listens on everything that is asked, and a policy never answers.
         Outcome::Refused | Outcome::Failed(_) => false,

@@ -152,7 +152,7 @@ pub fn differences(scene: &Scene, questions: &Questions<'_>, run: &Run) -> Strin
             questions.name(check.to),
             protocol(check.probe.transport),
             check.flows.last().map(|flow| flow.port).unwrap_or_default(),
-            happened(answer, &questions.name(check.to)),
+            happened(answer, &questions.name(questions.host(check.to))),
             if answer.expected { "allows it" } else { "denies it" },
         );
         for flow in &check.flows {
