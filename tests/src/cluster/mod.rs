@@ -11,6 +11,8 @@
 //! itself a veth into another namespace. `bridge-nf-call-iptables` is on, as kube-proxy wants it.
 
 mod agent;
+mod cast;
+mod drops;
 mod node;
 mod traffic;
 
@@ -26,6 +28,8 @@ use anyhow::{Context, Result, bail};
 use netpol_policy::model::{ObjectName, Pod};
 
 pub use agent::{Agent, binary};
+pub use cast::{manifests, pod};
+pub use drops::Drops;
 pub use node::{Node, PodPlace};
 pub use traffic::{Counter, Talk, count};
 
@@ -36,9 +40,57 @@ const IN_FORCE: Duration = Duration::from_secs(30);
 /// Nothing listens to this policy; its name tells which edit is in force.
 const MARKER: &str = "nptest";
 
+/// What carries a node's address. Under each is a veth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uplink {
+    /// The veth itself, `eth0`.
+    Plain,
+    /// A bridge `up0` with the port `eth0`.
+    Bridge,
+    /// A bond `up0` with the slave `eth0`.
+    Bond,
+    /// A VLAN `up0` on `eth0`; the outside host has one, too.
+    Vlan,
+}
+
+impl Uplink {
+    /// The device with the address.
+    #[must_use]
+    pub const fn device(self) -> &'static str {
+        match self {
+            Self::Plain => "eth0",
+            _ => "up0",
+        }
+    }
+
+    /// Puts the device above `eth0`.
+    ///
+    /// # Errors
+    /// Where the kernel has no such device.
+    fn build(self, namespace: &Namespace) -> Result<()> {
+        let lines: &[&str] = match self {
+            Self::Plain => &[],
+            Self::Bridge => &[
+                "link add up0 type bridge stp_state 0 forward_delay 0",
+                "link set eth0 master up0",
+            ],
+            Self::Bond => &[
+                "link add up0 type bond mode active-backup miimon 10",
+                "link set eth0 down master up0",
+            ],
+            Self::Vlan => &["link add link eth0 name up0 type vlan id 5"],
+        };
+        namespace.ip_batch(lines)?;
+        namespace.ip("link set eth0 up")?;
+        namespace.ip(&format!("link set {} up", self.device())).map(drop)
+    }
+}
+
 /// What differs from the usual.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
+    /// How nodes are joined to the others.
+    pub uplink: Uplink,
     /// `net.bridge.bridge-nf-call-iptables` and `-ip6tables`.
     pub bridge_nf: bool,
     /// More arguments for `netpol-agent run`.
@@ -48,6 +100,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            uplink: Uplink::Plain,
             bridge_nf: true,
             arguments: Vec::new(),
         }
@@ -64,7 +117,8 @@ pub struct Cluster {
     pub outside: Namespace,
     /// The bridge that joins everything: `br0`, with a port `pN` for node N.
     pub switch: Namespace,
-    options: Options,
+    /// What agents are started with may be changed at any time.
+    pub options: Options,
     manifests: PathBuf,
     edits: u32,
     /// For more namespaces of the test's own.
@@ -86,9 +140,13 @@ impl Cluster {
         let outside = rig.namespace("outside")?;
         switch.veth("out", &outside, "eth0")?;
         switch.ip("link set out master br0 up")?;
-        outside.address("eth0", "172.18.0.100".parse()?, 24)?;
-        outside.address("eth0", "fd00:18::100".parse()?, 64)?;
-        outside.ip("link set eth0 up")?;
+        let uplink = match options.uplink {
+            Uplink::Vlan => Uplink::Vlan,
+            _ => Uplink::Plain,
+        };
+        uplink.build(&outside)?;
+        outside.address(uplink.device(), "172.18.0.100".parse()?, 24)?;
+        outside.address(uplink.device(), "fd00:18::100".parse()?, 64)?;
         let manifests = rig.directory().join("manifests");
         fs::create_dir_all(&manifests).with_context(|| format!("create {}", manifests.display()))?;
         let built = (1..=nodes)
@@ -177,6 +235,14 @@ impl Cluster {
         self.pods
             .get(&parse(name))
             .unwrap_or_else(|| panic!("no pod {name} was added"))
+    }
+
+    /// [`Self::add_pod`] for each.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_pods<'a>(&mut self, pods: impl IntoIterator<Item = &'a Pod>) -> Result<()> {
+        pods.into_iter().try_for_each(|pod| self.add_pod(pod))
     }
 
     /// Replaces the manifests by `yaml` and waits until all running agents enforce them.

@@ -4,12 +4,20 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    process::{Command, ExitStatus, Output, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 use netpol_policy::model::Pod;
+use nix::sys::signal::Signal;
+use serde_json::Value as Json;
 
-use super::{Options, agent::Agent};
+use super::{
+    Options,
+    agent::{Agent, binary},
+    drops::Drops,
+};
 use crate::net::{Namespace, Rig};
 
 /// A node.
@@ -47,14 +55,15 @@ impl Node {
         }
         switch.veth(&format!("p{number}"), &namespace, "eth0")?;
         switch.ip(&format!("link set p{number} master br0 up"))?;
+        options.uplink.build(&namespace)?;
+        let uplink = options.uplink.device();
         namespace.ip_batch([
             "link add cni0 type bridge stp_state 0 forward_delay 0".to_owned(),
             format!("addr add 10.244.{number}.1/24 dev cni0"),
             format!("addr add fd00:244:{number}::1/64 dev cni0 nodad"),
             "link set cni0 up".to_owned(),
-            format!("addr add 172.18.0.{number}/24 dev eth0"),
-            format!("addr add fd00:18::{number}/64 dev eth0 nodad"),
-            "link set eth0 up".to_owned(),
+            format!("addr add 172.18.0.{number}/24 dev {uplink}"),
+            format!("addr add fd00:18::{number}/64 dev {uplink} nodad"),
             "route add default via 172.18.0.100".to_owned(),
             "-6 route add default via fd00:18::100".to_owned(),
         ])?;
@@ -98,6 +107,46 @@ impl Node {
         self.agent
             .as_mut()
             .with_context(|| format!("no agent runs on {}", self.name))
+    }
+
+    /// Runs the agent's binary with `verb` (`status`, `cleanup`, ...) and this node's pins in this node's network; no agent
+    /// needs to run.
+    ///
+    /// # Errors
+    /// Where it can not be started.
+    pub fn netpol(&self, verb: &str, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(binary()?);
+        command.arg(verb).arg("--pin").arg(&self.pins).args(arguments);
+        self.namespace
+            .run(|| command.stdin(Stdio::null()).output())
+            .with_context(|| format!("run netpol-agent {verb}"))
+    }
+
+    /// `netpol-agent status -o json`; null where it says nothing.
+    #[must_use]
+    pub fn status(&self) -> Json {
+        let output = self.netpol("status", &["-o", "json"]);
+        let bytes = output.map(|output| output.stdout).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    /// What was dropped so far.
+    #[must_use]
+    pub fn drops(&self) -> Drops {
+        Drops::read(&self.status())
+    }
+
+    /// Ends the agent by `signal` and waits for it; what it attached stays.
+    ///
+    /// # Errors
+    /// Where none runs, or it does not end.
+    pub fn end_agent(&mut self, signal: Signal) -> Result<ExitStatus> {
+        let mut agent = self
+            .agent
+            .take()
+            .with_context(|| format!("no agent runs on {}", self.name))?;
+        agent.child.signal(signal)?;
+        agent.child.wait(Duration::from_secs(10))
     }
 
     /// Kills the agent without warning; what it attached stays.
