@@ -13,7 +13,8 @@ use crate::{
     skb::Skb,
 };
 
-/// The packet that the error at `packet` quotes; false where too little of it is there.
+/// The packet that the error at `packet` quotes; false where too little of it is there, or the error goes to
+/// another than its sender.
 #[inline(always)]
 pub fn quoted<S: Skb>(skb: &S, packet: &Packet, quote: &mut Packet) -> bool {
     quoted_linear(skb, packet, quote) || (skb.pull() && quoted_linear(skb, packet, quote))
@@ -23,8 +24,9 @@ pub fn quoted<S: Skb>(skb: &S, packet: &Packet, quote: &mut Packet) -> bool {
 fn quoted_linear<S: Skb>(skb: &S, packet: &Packet, quote: &mut Packet) -> bool {
     quote.clear();
     parse_ip::<S, true>(skb, packet.l4 + 8, packet.family, quote);
-    // A quoted later fragment has no ports, and a quoted error no conversation.
-    matches!(quote.kind, Kind::Open | Kind::Mid | Kind::Loose)
+    // An error goes to whoever sent what it quotes, on either side of a NAT: to nobody else may it speak of an
+    // allowed conversation. A quoted later fragment has no ports, and a quoted error no conversation.
+    matches!(quote.kind, Kind::Open | Kind::Mid | Kind::Loose) && quote.src == packet.dst
 }
 
 /// At a way out: is the quoted conversation one that is known or allowed, in either direction?

@@ -323,6 +323,26 @@ fn icmp_errors_pass_with_the_conversation_they_quote() -> Result<()> {
 }
 
 #[test]
+fn an_icmp_error_goes_only_to_the_sender_of_what_it_quotes() -> Result<()> {
+    within(|lab| {
+        lab.apply(&town())?;
+        for family in FAMILIES {
+            let answer = ip("server", "both", family).tcp(443, 40_000, tcp::SYN | tcp::ACK, b"");
+            let to_server = plain(&ip("both", "server", family).port_unreachable(&answer));
+            let to_stranger = plain(&ip("both", "stranger", family).port_unreachable(&answer));
+            let leak = ("both", "stranger");
+            expect(lab, "by its rules", ("both", "server"), &to_server, r::RELATED)?;
+            expect(lab, "a quote of what may be", leak, &to_stranger, r::MALFORMED)?;
+            let syn = ip("both", "server", family).tcp(40_000, 443, tcp::SYN, b"");
+            expect(lab, "the flow", ("both", "server"), &plain(&syn), r::ALLOWED)?;
+            expect(lab, "by the flow", ("both", "server"), &to_server, r::RELATED)?;
+            expect(lab, "a quote of what is", leak, &to_stranger, r::MALFORMED)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn neighbour_discovery_passes_and_forgeries_do_not() -> Result<()> {
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
     within(|lab| {
