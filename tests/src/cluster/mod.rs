@@ -13,7 +13,9 @@
 mod agent;
 mod cast;
 mod drops;
+mod nat;
 mod node;
+mod policy;
 mod traffic;
 
 use std::{
@@ -31,6 +33,7 @@ pub use agent::{Agent, binary};
 pub use cast::{manifests, pod};
 pub use drops::Drops;
 pub use node::{Node, PodPlace};
+pub use policy::Policy;
 pub use traffic::{Counter, Talk, count};
 
 use crate::net::{Namespace, Rig};
@@ -170,7 +173,7 @@ impl Cluster {
         for other in 1..=nodes {
             let lines = [
                 format!("route add 10.244.{other}.0/24 via 172.18.0.{other}"),
-                format!("-6 route add fd00:244:{other}::/64 via fd00:18::{other}"),
+                format!("route add fd00:244:{other}::/64 via fd00:18::{other}"),
             ];
             self.outside.ip_batch(&lines)?;
             for node in self.nodes.iter().filter(|node| node.number != other) {

@@ -65,7 +65,7 @@ impl Node {
             format!("addr add 172.18.0.{number}/24 dev {uplink}"),
             format!("addr add fd00:18::{number}/64 dev {uplink} nodad"),
             "route add default via 172.18.0.100".to_owned(),
-            "-6 route add default via fd00:18::100".to_owned(),
+            "route add default via fd00:18::100".to_owned(),
         ])?;
         let directory = rig.directory().join(&name);
         fs::create_dir_all(directory.join("cni"))
@@ -184,7 +184,11 @@ impl PodPlace {
         // As libcni: the result is written when the network is ready.
         let ready = namespace.path();
         node.namespace.veth(&host, &namespace, "eth0")?;
-        node.namespace.ip(&format!("link set {host} master cni0 up"))?;
+        node.namespace.ip_batch([
+            format!("link set {host} master cni0 up"),
+            // As Flannel's `hairpinMode`: a pod behind its own Service.
+            format!("link set {host} type bridge_slave hairpin on"),
+        ])?;
         let mut lines = Vec::new();
         for address in &pod.addresses {
             let (len, nodad) = if address.is_ipv4() {
@@ -199,7 +203,7 @@ impl PodPlace {
             lines.push(if address.is_ipv4() {
                 format!("route add default via 10.244.{}.1", node.number)
             } else {
-                format!("-6 route add default via fd00:244:{}::1", node.number)
+                format!("route add default via fd00:244:{}::1", node.number)
             });
         }
         namespace.ip_batch(lines)?;
