@@ -26,25 +26,40 @@ pub(crate) fn run(_: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the object; the file is written only when its content changed, so nothing that embeds it is rebuilt in vain.
+/// Builds the object of the four programs.
 ///
 /// # Errors
 /// The compiler's, or a file can't be read or written.
 pub(crate) fn object(toolchain: &Toolchain) -> Result<PathBuf> {
+    build(toolchain, "netpol")
+}
+
+/// Builds the object that drives them in the bench.
+///
+/// # Errors
+/// As [`object`].
+pub(crate) fn bench_object(toolchain: &Toolchain) -> Result<PathBuf> {
+    build(toolchain, "netpol-bench")
+}
+
+/// Builds `target/bpf/NAME.o`; the file is written only when its content changed, so nothing that embeds it is rebuilt in
+/// vain.
+fn build(toolchain: &Toolchain, name: &str) -> Result<PathBuf> {
     let mut cargo = cargo(toolchain, "build");
-    cargo.args(["--bin", "netpol"]);
+    cargo.args(["--bin", name]);
     let time = run_quietly("eBPF object", &mut cargo)?;
     let built = root()
         .join("target/bpf-build")
         .join(TARGET)
-        .join("release/netpol");
+        .join("release")
+        .join(name);
     let new = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
-    let object = root().join("target/bpf/netpol.o");
+    let object = root().join(format!("target/bpf/{name}.o"));
     let size = new.len() / 1024;
     if fs::read(&object).is_ok_and(|old| old == new) {
         say(
             "eBPF object",
-            &format!("target/bpf/netpol.o unchanged ({size} KiB)"),
+            &format!("target/bpf/{name}.o unchanged ({size} KiB)"),
         );
         return Ok(object);
     }
@@ -55,7 +70,7 @@ pub(crate) fn object(toolchain: &Toolchain) -> Result<PathBuf> {
     fs::rename(&half, &object).with_context(|| format!("writing {}", object.display()))?;
     say(
         "eBPF object",
-        &format!("target/bpf/netpol.o, {size} KiB, built in {}", seconds(time)),
+        &format!("target/bpf/{name}.o, {size} KiB, built in {}", seconds(time)),
     );
     Ok(object)
 }

@@ -1,5 +1,6 @@
 //! netpol's verbs: `cargo xtask VERB`. One verb a file; each does the set-up that it needs.
 
+mod bench;
 mod build;
 mod docs;
 mod ebpf;
@@ -39,6 +40,8 @@ enum Verb {
     Sandbox(sandbox::Args),
     /// Watch three tiers being isolated, one policy at a time.
     Demo(sandbox::Demo),
+    /// Measure packets, compiling and edits, and hold the figures against the goals.
+    Bench(bench::Args),
     /// Build the eBPF object alone: target/bpf/netpol.o.
     #[command(hide = true)]
     Ebpf(ebpf::Args),
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Verb::Lint(args) => lint::run(&args),
         Verb::Sandbox(args) => sandbox::run(&args),
         Verb::Demo(args) => sandbox::demo(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
     };

@@ -23,8 +23,8 @@ macro_rules! abi {
 }
 
 abi!(
-    u32, u64, [u32; 4], Cell, CellKey, Config, Count, DropKey, Flow, Frag, FragKey, Key4, Key6, Pod,
-    PortsChunk, PortsKey, Quota,
+    u32, u64, [u32; 2], [u32; 4], Cell, CellKey, Config, Count, DropKey, Flow, Frag, FragKey, Key4, Key6,
+    Pod, PortsChunk, PortsKey, Quota,
 );
 
 /// A value of the map ABI as aya wants it (its marker trait is foreign to us and to `netpol_common`).

@@ -67,7 +67,11 @@ pub fn within<T: Send>(work: impl FnOnce(&mut Lab<'_>) -> Result<T> + Send) -> R
     in_namespace(machine.as_mut().context("loaded a moment ago")?, work)
 }
 
-fn in_namespace<T: Send>(
+/// As [`within`], with an object of one's own.
+///
+/// # Errors
+/// Those of `work`, and of making the namespace.
+pub fn in_namespace<T: Send>(
     machine: &mut Machine,
     work: impl FnOnce(&mut Lab<'_>) -> Result<T> + Send,
 ) -> Result<T> {

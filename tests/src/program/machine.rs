@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, PerCpuHashMap, RingBuf, lpm_trie},
-    programs::{SchedClassifier, TestRun, TestRunOptions},
+    programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions},
 };
 use netpol_common::event::{Count, DropKey, Event, maps};
 
@@ -136,6 +136,19 @@ impl Machine {
             ebpf,
             events: RingBuf::try_from(events)?,
         })
+    }
+
+    /// The program of `hook`, for another object to tail-call.
+    ///
+    /// # Errors
+    /// Where its descriptor can not be duplicated.
+    pub fn program(&self, hook: Hook) -> Result<ProgramFd> {
+        let program: &SchedClassifier = self
+            .ebpf
+            .program(hook.program())
+            .context("the object was loaded with its programs")?
+            .try_into()?;
+        Ok(program.fd()?.try_clone()?)
     }
 
     fn map(&mut self, name: &str) -> Result<&mut Map> {
@@ -327,7 +340,7 @@ const MARK: usize = 8;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 
-fn context(input: Input) -> [u8; CONTEXT] {
+pub(super) fn context(input: Input) -> [u8; CONTEXT] {
     let mut context = [0; CONTEXT];
     for (at, value) in [
         (MARK, input.mark),

@@ -3,6 +3,8 @@
 mod abi;
 mod lab;
 mod machine;
+mod rotor;
 
-pub use lab::{Lab, NODE, within};
+pub use lab::{Lab, NODE, in_namespace, within};
 pub use machine::{Hook, Input, Machine, Run, object_path};
+pub use rotor::{Next, Packet, Rotor};
