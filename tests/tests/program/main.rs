@@ -5,3 +5,4 @@ mod oracle;
 mod packets;
 mod reasons;
 mod town;
+mod twins;
