@@ -111,7 +111,18 @@ fn place(path: &Path, above: &mut Vec<(u64, u64)>, found: &mut Found, visit: Vis
         Ok(meta) => meta,
         // Removed while we were looking.
         Err(_) if fs::symlink_metadata(path).is_err() => return,
-        Err(_) if !is_manifest(path) => return,
+        // Perhaps a directory of manifests, perhaps anything else.
+        Err(error) if !is_manifest(path) => {
+            found.lost.push(path.into());
+            return found.problems.push(problem(
+                Severity::Warning,
+                path,
+                format!(
+                    "the symbolic link can not be followed: {error}; what was read through it stays in force"
+                ),
+                "correct or remove it",
+            ));
+        }
         Err(error) => {
             return found.lose(
                 path,

@@ -1,11 +1,15 @@
 //! YAML text → documents. JSON is YAML.
 
-use std::num::NonZeroU32;
+use std::{cell::Cell, num::NonZeroU32, str::Chars};
 
-use saphyr_parser::Parser;
+use saphyr_parser::{Event, Parser, ScanError, Span};
 
 use super::{builder::Builder, intern::Interner, json};
 use crate::source::parse::{Node, Value};
+
+/// How many of `{}[],` the parser may read before it tells what they are. It holds a value in braces as a whole, at
+/// some hundred bytes for each part, as the value might turn out to be a key. No API server stores so large an object.
+const MAX_AHEAD: usize = 400_000;
 
 /// What a file's text yields, in order.
 #[derive(Debug, PartialEq)]
@@ -53,10 +57,39 @@ pub(super) fn documents(text: &str, interner: &mut Interner, mut each: impl FnMu
 
 /// Calls `each` for every document of `text`, before which there are `before` lines in the file.
 fn parse(before: usize, text: &str, interner: &mut Interner, each: &mut dyn FnMut(Item, &mut Interner)) {
+    let ahead = Cell::new(0);
+    if text.len() <= MAX_AHEAD {
+        // Without the counting, which takes time.
+        build(Parser::new_from_str(text), &ahead, before, interner, each);
+    } else {
+        let chars = Bounded {
+            chars: text.chars(),
+            ahead: &ahead,
+        };
+        build(Parser::new_from_iter(chars), &ahead, before, interner, each);
+    }
+}
+
+/// Puts the parser's events together; `ahead` counts what it reads between two of them.
+fn build<'t>(
+    events: impl Iterator<Item = Result<(Event<'t>, Span), ScanError>>,
+    ahead: &Cell<usize>,
+    before: usize,
+    interner: &mut Interner,
+    each: &mut dyn FnMut(Item, &mut Interner),
+) {
     let mut builder = Builder::new(before);
-    for event in Parser::new_from_str(text) {
+    let mut line = builder.line(1);
+    for event in events {
+        if ahead.take() > MAX_AHEAD {
+            // What comes is no longer the text: its end was cut off.
+            return each(Item::Broken(too_long(line)), interner);
+        }
         let result = match event {
-            Ok((event, span)) => builder.event(event, span, interner),
+            Ok((event, span)) => {
+                line = builder.line(span.start.line());
+                builder.event(event, span, interner)
+            }
             Err(error) => Err(Syntax {
                 line: builder.line(error.marker().line()),
                 message: format!("not valid YAML: {}: this document is not read", error.info()),
@@ -72,6 +105,33 @@ fn parse(before: usize, text: &str, interner: &mut Interner, each: &mut dyn FnMu
             Ok(Some(node)) => each(Item::Document(node), interner),
             Err(error) => return each(Item::Broken(error), interner),
         }
+    }
+}
+
+fn too_long(line: Option<NonZeroU32>) -> Syntax {
+    Syntax {
+        line,
+        message: "a value in braces that is larger than any object in a cluster: this document is not read"
+            .into(),
+        help: "split it; write large lists with each item on a line of its own that begins with `- `",
+    }
+}
+
+/// Ends the text where the parser has read too far ahead.
+struct Bounded<'t> {
+    chars: Chars<'t>,
+    ahead: &'t Cell<usize>,
+}
+
+impl Iterator for Bounded<'_> {
+    type Item = char;
+
+    fn next(&mut self) -> Option<char> {
+        let next = self.chars.next().filter(|_| self.ahead.get() <= MAX_AHEAD)?;
+        if matches!(next, '{' | '}' | '[' | ']' | ',') {
+            self.ahead.set(self.ahead.get() + 1);
+        }
+        Some(next)
     }
 }
 

@@ -90,11 +90,14 @@ fn symbolic_links_are_followed_but_not_for_ever() {
     symlink(elsewhere.path().join("d"), dir.path().join("d")).unwrap();
     symlink(".", dir.path().join("loop")).unwrap();
     symlink("nowhere", dir.path().join("gone.yaml")).unwrap();
+    symlink("nowhere", dir.path().join("gone")).unwrap();
     let (found, problems) = loaded(dir.path());
     assert_eq!(found, only([bare("a", "10.0.0.1"), bare("b", "10.0.0.2")]));
     assert_eq!(
         problems,
         [
+            "warning: gone: the symbolic link can not be followed: No such file or directory (os error 2); what was read \
+             through it stays in force; help: correct or remove it",
             "error: gone.yaml: the symbolic link can not be followed: No such file or directory (os error 2); help: \
              correct or remove it",
             "warning: loop: leads back to a directory above it: ignored; help: remove the symbolic link",
@@ -132,6 +135,26 @@ fn a_file_of_20_mb_is_read() {
     assert_eq!(loaded(dir.path()), (only([bare("a", "10.0.0.1")]), vec![]));
 }
 
+/// The parser would need a gigabyte for it.
+#[test]
+fn a_value_in_braces_of_20_mb_is_refused() {
+    let items = "{apiVersion: v1, kind: Pod, metadata: {name: b}}, ".repeat(400_000);
+    let text = format!(
+        "{}---\n{{apiVersion: v1, kind: List, items: [{items}]}}\n",
+        pod_text("a", "10.0.0.1")
+    );
+    let dir = directory(&[("large.yaml", &text)]);
+    let (found, problems) = loaded(dir.path());
+    assert_eq!(found, only([bare("a", "10.0.0.1")]));
+    assert_eq!(
+        problems,
+        [
+            "error: large.yaml:2: a value in braces that is larger than any object in a cluster: this document is not \
+             read; help: split it; write large lists with each item on a line of its own that begins with `- `"
+        ]
+    );
+}
+
 #[test]
 fn a_directory_that_is_not_there() {
     let dir = directory(&[("file", "")]);
@@ -164,7 +187,7 @@ fn the_first_of_two_objects_of_one_name_stays() {
     assert_eq!(found, only([bare("a", "10.0.0.1")]));
     let said = |at: &str| {
         format!(
-            "error: {at}: Pod default/a: there is another object of this name at a-b.yaml:1, which stays in force; \
+            "error: {at}: Pod default/a: there is another object of this name at a-b.yaml:1, which comes first and is in force; \
              this one is ignored; help: rename or remove one of the two"
         )
     };
