@@ -59,14 +59,45 @@ impl fmt::Display for Problem {
             Severity::Error => "error: ",
             Severity::Warning => "warning: ",
         })?;
-        match (&self.file, self.line) {
-            (Some(file), Some(line)) => write!(f, "{}:{line}: ", file.display())?,
-            (Some(file), None) => write!(f, "{}: ", file.display())?,
-            (None, _) => {}
+        if let Some(file) = &self.file {
+            printable(f, &file.to_string_lossy())?;
+            self.line.map_or(Ok(()), |line| write!(f, ":{line}"))?;
+            f.write_str(": ")?;
         }
         for part in [&self.object, &self.field].into_iter().flatten() {
-            write!(f, "{part}: ")?;
+            printable(f, part)?;
+            f.write_str(": ")?;
         }
         write!(f, "{}; help: {}", self.message, self.help)
+    }
+}
+
+/// Text of the input for a terminal, which must not take it for commands.
+fn printable(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    text.chars().try_for_each(|c| match c.is_control() {
+        true => write!(f, "{}", c.escape_default()),
+        false => write!(f, "{c}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_no_commands_for_the_terminal() {
+        let problem = Problem {
+            file: Some("a\u{1b}[2J.yaml".into()),
+            line: Some(3),
+            severity: Severity::Error,
+            object: Some("Pod default/\u{7}é".into()),
+            field: None,
+            message: "bad".into(),
+            help: "correct it".into(),
+        };
+        assert_eq!(
+            problem.to_string(),
+            "error: a\\u{1b}[2J.yaml:3: Pod default/\\u{7}é: bad; help: correct it"
+        );
     }
 }

@@ -201,8 +201,9 @@ fn is_another(old: &Object, new: &Object) -> bool {
 }
 
 fn duplicate(key: &Key, first: &Origin<'_>, second: &Origin<'_>) -> Problem {
-    let message =
-        format!("there is another object of this name at {first}, which stays in force; this one is ignored");
+    let message = format!(
+        "there is another object of this name at {first}, which comes first and is in force; this one is ignored"
+    );
     second.problem(
         Severity::Error,
         key,
@@ -218,24 +219,29 @@ fn ignored_kind((version, kind): &(Str, Str), file: &Path, line: Option<u32>, fi
     } else {
         String::new()
     };
-    let help = match &**kind {
+    let (effect, help) = match &**kind {
         "Deployment"
         | "ReplicaSet"
         | "StatefulSet"
         | "DaemonSet"
         | "Job"
         | "CronJob"
-        | "ReplicationController" => {
-            "nothing to do; only Pod objects are pods, so add those that it has created"
-        }
-        _ => "nothing to do",
+        | "ReplicationController" => (
+            "are ignored",
+            "nothing to do; only Pod objects are pods, so add those that it has created",
+        ),
+        kind if kind.ends_with("NetworkPolicy") => (
+            "are ignored: they neither isolate nor allow",
+            "write it as a NetworkPolicy of networking.k8s.io/v1, the only kind of policy that netpol enforces",
+        ),
+        _ => ("are ignored", "nothing to do"),
     };
     Problem {
         line,
         ..problem(
             Severity::Warning,
             file,
-            format!("objects of kind {kind} ({version}) are ignored{more}"),
+            format!("objects of kind {kind} ({version}) {effect}{more}"),
             help,
         )
     }

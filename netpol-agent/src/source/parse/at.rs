@@ -135,6 +135,17 @@ impl<'a> At<'a> {
         unknown.map(|field| (field, closest(field.name(), known)))
     }
 
+    /// Says which fields are those of `read` but for upper and lower case, which the API does not know. Other fields are
+    /// none of our business: objects have many that decide nothing here.
+    pub(super) fn misspelt(&'a self, read: &[&str], report: &mut Report) {
+        for field in self.fields() {
+            let meant = read.iter().find(|name| name.eq_ignore_ascii_case(field.name()));
+            if let Some(meant) = meant.filter(|meant| **meant != field.name()) {
+                report.error(&field, NO_FIELD, no_field_help(Some(meant), read));
+            }
+        }
+    }
+
     /// The items of a list; none where the field is absent.
     pub(super) fn items(
         &'a self,

@@ -135,7 +135,7 @@ fn parse(text: &str) -> Result<(IpNet, bool), Broken> {
         IpAddr::V6(ip) => Ipv6Net::new(ip, len).map(IpNet::V6),
     };
     match net {
-        Ok(net) => Ok((net, parsed.is_none())),
+        Ok(net) => Ok((net, parsed.is_none() || bits.len() > 1 && bits.starts_with('0'))),
         Err(_) => Err(("is not a CIDR", format!("use 0 to {most} after '/'"))),
     }
 }

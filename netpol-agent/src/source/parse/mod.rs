@@ -61,6 +61,8 @@ const KINDS: [(&str, &str, Kind); 4] = [
 ];
 
 const IGNORED: &str = "the object is ignored";
+/// The fields of `metadata` that decide something.
+const META: [&str; 5] = ["name", "namespace", "labels", "uid", "deletionTimestamp"];
 
 /// Parses one object. Lists (`List`, `PodList`, …) are opened by [`list_items`] before.
 pub fn object(node: &Node, report: &mut Report) -> Parsed {
@@ -149,14 +151,17 @@ fn is_other_kind(kind: &str) -> bool {
 }
 
 fn known(at: &At<'_>, kind_name: &str, kind: Kind, report: &mut Report) -> Option<Object> {
-    report.set_object(Some(kind_name.to_owned()));
+    let namespaced = matches!(kind, Kind::Pod | Kind::Policy);
+    report.set_object(Some(described(at, kind_name, kind, report)));
     let meta = at.get("metadata");
+    if let Some(meta) = &meta {
+        meta.misspelt(&META, report);
+    }
     let name = match kind {
         Kind::Namespace => object_name(at, names::dns_label, IGNORED, report),
         Kind::Policy => object_name(at, names::dns_subdomain, "it isolates all the same", report),
         Kind::Pod | Kind::Node => object_name(at, names::dns_subdomain, IGNORED, report),
     };
-    let namespaced = matches!(kind, Kind::Pod | Kind::Policy);
     let namespace = if namespaced {
         namespace(at, report)?
     } else {
@@ -168,12 +173,6 @@ fn known(at: &At<'_>, kind_name: &str, kind: Kind, report: &mut Report) -> Optio
         (None, Kind::Policy) => unnamed(at, report),
         (None, _) => return None,
     };
-    let full = if namespaced {
-        format!("{kind_name} {namespace}/{name}")
-    } else {
-        format!("{kind_name} {name}")
-    };
-    report.set_object(Some(full));
     let labels = meta
         .and_then(|meta| meta.get("labels").map(|at| labels(&at, report)))
         .unwrap_or_default();
@@ -191,6 +190,27 @@ fn known(at: &At<'_>, kind_name: &str, kind: Kind, report: &mut Report) -> Optio
     })
 }
 
+/// `NetworkPolicy prod/db`, as far as it can be told before anything is checked.
+fn described(at: &At<'_>, kind_name: &str, kind: Kind, report: &Report) -> String {
+    let meta = at.get("metadata");
+    let text = |field: &str| {
+        let text = meta.as_ref()?.get(field)?.node.value.text()?;
+        Some(text).filter(|text| !text.is_empty())
+    };
+    let name = match (text("name"), kind) {
+        (None, Kind::Policy) => unnamed(at, report),
+        (None, _) => return kind_name.to_owned(),
+        (Some(name), _) => name,
+    };
+    match kind {
+        Kind::Pod | Kind::Policy => {
+            let namespace = text("namespace").unwrap_or_else(|| "default".into());
+            format!("{kind_name} {namespace}/{name}")
+        }
+        Kind::Namespace | Kind::Node => format!("{kind_name} {name}"),
+    }
+}
+
 /// `metadata.name`; `effect` says what follows where there is none.
 fn object_name(
     at: &At<'_>,
@@ -203,7 +223,7 @@ fn object_name(
     let Some(field) = field else {
         let at = meta.as_ref().unwrap_or(at);
         report.with_effect(effect, |report| {
-            report.error(at, "has no metadata.name", "add `name:` under `metadata:`")
+            report.missing(at, "metadata.name", "add `name:` under `metadata:`")
         });
         return None;
     };

@@ -6,11 +6,16 @@ use netpol_policy::model::{Labels, NamedPort, ObjectName, Pod, Str};
 
 use super::{
     Bad, Report,
-    at::At,
+    at::{At, closest},
     names,
     node::{Quoted, Value},
     rule::{number, protocol},
 };
+
+/// The fields that decide something.
+const SPEC: [&str; 4] = ["nodeName", "hostNetwork", "containers", "initContainers"];
+const STATUS: [&str; 3] = ["phase", "podIP", "podIPs"];
+const PHASES: [&str; 5] = ["Pending", "Running", "Succeeded", "Failed", "Unknown"];
 
 /// The pod; what was not understood in it is left out.
 pub(super) fn pod(name: ObjectName, labels: Labels, at: &At<'_>, report: &mut Report) -> Pod {
@@ -32,6 +37,7 @@ pub(super) fn pod(name: ObjectName, labels: Labels, at: &At<'_>, report: &mut Re
     if let Some(spec) = at.get("spec")
         && spec.expect_map(report).is_ok()
     {
+        spec.misspelt(&SPEC, report);
         pod.node = spec
             .get("nodeName")
             .and_then(|at| at.text(report))
@@ -44,11 +50,30 @@ pub(super) fn pod(name: ObjectName, labels: Labels, at: &At<'_>, report: &mut Re
     if let Some(status) = at.get("status")
         && status.expect_map(report).is_ok()
     {
-        let phase = status.get("phase").and_then(|at| at.text(report));
-        pod.completed = matches!(phase.as_deref(), Some("Succeeded" | "Failed"));
+        status.misspelt(&STATUS, report);
+        pod.completed = status.get("phase").is_some_and(|at| is_completed(&at, report));
         pod.addresses = addresses(&status, report);
     }
     pod
+}
+
+/// Whether `status.phase` says that the pod has ended. A phase that is not known counts as running: the pod stays
+/// isolated, and an address that it still has is not taken for somebody else's.
+fn is_completed(at: &At<'_>, report: &mut Report) -> bool {
+    let Some(phase) = at.text(report) else {
+        return false;
+    };
+    if !PHASES.contains(&&*phase) && !phase.is_empty() {
+        report.warn(
+            at,
+            format!("{} is not a phase: the pod counts as running", Quoted(&phase)),
+            match closest(&phase, &PHASES) {
+                Some(meant) => format!("did you mean {meant}?"),
+                None => format!("use {}", PHASES.join(", ")),
+            },
+        );
+    }
+    matches!(&*phase, "Succeeded" | "Failed")
 }
 
 /// Named ports of containers and of sidecars, sorted.
@@ -128,6 +153,16 @@ fn addresses(status: &At<'_>, report: &mut Report) -> Vec<IpAddr> {
             } else {
                 report.error(&item, "has no ip", "write `- ip: ADDRESS`");
             }
+        }
+        if let Some(field) = status.get("podIP")
+            && let Ok(address) = address(&field, report)
+            && !found.contains(&address)
+        {
+            report.warn(
+                &field,
+                format!("{address} is not among status.podIPs: it is not used"),
+                "make it the first entry of podIPs, as the API does, or remove one of the two",
+            );
         }
     } else if let Some(field) = status.get("podIP") {
         add_address(&field, &mut found, report);

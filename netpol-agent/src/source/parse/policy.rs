@@ -11,6 +11,7 @@ use super::{
 };
 
 const FIELDS: [&str; 4] = ["podSelector", "policyTypes", "ingress", "egress"];
+const ISOLATES_ALL: &str = "every pod of the namespace is isolated in both directions";
 const TYPES: [&str; 2] = ["Ingress", "Egress"];
 
 /// Which directions a policy isolates.
@@ -26,12 +27,17 @@ pub(super) fn policy(name: ObjectName, at: &At<'_>, report: &mut Report) -> Poli
     let spec = match at.get("spec") {
         Some(spec) if matches!(spec.node.value, Value::Map(_)) => spec,
         Some(spec) => {
-            report.with_effect(
-                "every pod of the namespace is isolated in both directions",
-                |report| {
-                    let _reported = spec.expect_map(report);
-                },
-            );
+            report.with_effect(ISOLATES_ALL, |report| {
+                let _reported = spec.expect_map(report);
+            });
+            return Policy {
+                name,
+                selector: everything(),
+                ingress: Some(Vec::new()),
+                egress: Some(Vec::new()),
+            };
+        }
+        None if misspelt_spec(at, report) => {
             return Policy {
                 name,
                 selector: everything(),
@@ -78,6 +84,20 @@ pub(super) fn policy(name: ObjectName, at: &At<'_>, report: &mut Report) -> Poli
         ingress,
         egress,
     }
+}
+
+/// Whether a field beside `metadata` was meant to be the spec.
+fn misspelt_spec(at: &At<'_>, report: &mut Report) -> bool {
+    let known = ["apiVersion", "kind", "metadata", "spec", "status"];
+    let meant = at
+        .unknown_fields(&known)
+        .find(|(_, meant)| *meant == Some("spec"));
+    if let Some((field, meant)) = &meant {
+        report.with_effect(ISOLATES_ALL, |report| {
+            report.error(field, NO_FIELD, no_field_help(*meant, &known))
+        });
+    }
+    meant.is_some()
 }
 
 /// Whether a field of the spec is not known but near to one that is: it may have declared isolation. Others

@@ -63,6 +63,15 @@ impl Report {
         Bad
     }
 
+    /// The field `path` of the object is not there; `at`: what is, nearest to it.
+    pub(super) fn missing(&mut self, at: &At<'_>, path: &str, help: &str) -> Bad {
+        let bad = self.error(at, "is missing", help);
+        if let Some(problem) = self.problems.last_mut() {
+            problem.field = Some(path.to_owned());
+        }
+        bad
+    }
+
     pub(super) fn warn(&mut self, at: &At<'_>, message: impl Into<String>, help: impl Into<String>) {
         self.push(Severity::Warning, at, message.into(), help.into());
     }

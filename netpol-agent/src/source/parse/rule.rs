@@ -16,7 +16,8 @@ use super::{
 /// The rules of `spec.ingress` or `spec.egress` that were understood. A rule with anything bad in it is left
 /// out as a whole: dropping the bad part might widen the rest (`from` without entries is everyone).
 pub(super) fn rules(at: &At<'_>, direction: Direction, report: &mut Report) -> Vec<Rule> {
-    let Ok(items) = at.items(report) else {
+    let items = report.with_effect("nothing is allowed in this direction", |report| at.items(report));
+    let Ok(items) = items else {
         return Vec::new();
     };
     let rules = items.enumerate().filter_map(|(index, item)| {

@@ -327,13 +327,67 @@ fn names() {
     assert_eq!(
         problems,
         [
-            "error: f.yaml:1: Pod: metadata: has no metadata.name: the object is ignored; help: add `name:` under `metadata:`",
-            "error: f.yaml:3: Pod: metadata.name: \"Web\" is not a DNS name (lower-case letters, digits, '-' and '.', \
+            "error: f.yaml:1: Pod: metadata.name: is missing: the object is ignored; help: add `name:` under `metadata:`",
+            "error: f.yaml:3: Pod 7/Web: metadata.name: \"Web\" is not a DNS name (lower-case letters, digits, '-' and '.', \
              a letter or digit at both ends of each part); help: rename the object: no cluster accepts it",
-            "error: f.yaml:3: Pod: metadata.namespace: the number 7 where a string belongs; help: put it in quotes: \"7\"",
-            "error: f.yaml:5: Pod: metadata.namespace: a list where a string belongs: the object is ignored; help: write a string",
-            "error: f.yaml:7: Namespace: metadata.name: \"a.b\" is not a DNS label (lower-case letters, digits and \
+            "error: f.yaml:3: Pod 7/Web: metadata.namespace: the number 7 where a string belongs; help: put it in quotes: \"7\"",
+            "error: f.yaml:5: Pod default/web: metadata.namespace: a list where a string belongs: the object is ignored; help: write a string",
+            "error: f.yaml:7: Namespace a.b: metadata.name: \"a.b\" is not a DNS label (lower-case letters, digits and \
              '-', a letter or digit at both ends); help: rename the object: no cluster accepts it",
+        ]
+    );
+}
+
+#[test]
+fn a_phase_that_is_not_known_counts_as_running() {
+    let (objects, problems) =
+        read("{apiVersion: v1, kind: Pod, metadata: {name: a}, status: {phase: succeeded, podIP: 10.0.0.1}}");
+    let running = Pod {
+        uid: "".into(),
+        node: None,
+        ..pod("default/a", "", &["10.0.0.1"])
+    };
+    assert_eq!(objects, [Object::Pod(running)]);
+    assert_eq!(
+        problems,
+        [
+            "warning: f.yaml:1: Pod default/a: status.phase: \"succeeded\" is not a phase: the pod counts as running; help: \
+             did you mean Succeeded?"
+        ]
+    );
+}
+
+#[test]
+fn pod_ip_that_is_not_among_pod_ips() {
+    let (_, problems) = read(
+        "{apiVersion: v1, kind: Pod, metadata: {name: a}, status: {podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.2}]}}\n---\n\
+         {apiVersion: v1, kind: Pod, metadata: {name: b}, status: {podIP: 10.0.0.3, podIPs: [{ip: fd00::3}, {ip: 10.0.0.3}]}}\n",
+    );
+    assert_eq!(
+        problems,
+        [
+            "warning: f.yaml:1: Pod default/a: status.podIP: 10.0.0.1 is not among status.podIPs: it is not used; help: make it \
+             the first entry of podIPs, as the API does, or remove one of the two"
+        ]
+    );
+}
+
+#[test]
+fn fields_in_the_wrong_case() {
+    let (_, problems) = read(
+        "{apiVersion: v1, kind: Pod, metadata: {name: a, Labels: {a: b}}, spec: {hostnetwork: true}, status: {podIp: 10.0.0.1}}",
+    );
+    let said = |field: &str, meant: &str| {
+        format!(
+            "error: f.yaml:1: Pod default/a: {field}: the API has no such field; help: did you mean `{meant}`?"
+        )
+    };
+    assert_eq!(
+        problems,
+        [
+            said("metadata.Labels", "labels"),
+            said("spec.hostnetwork", "hostNetwork"),
+            said("status.podIp", "podIP")
         ]
     );
 }

@@ -170,14 +170,52 @@ fn a_spec_that_is_not_understood_isolates_everything() {
 }
 
 #[test]
+fn a_misspelt_spec_isolates_everything() {
+    let (found, problems) = with_spec("Spec: {podSelector: {}, ingress: [{}]}");
+    assert_eq!(
+        found,
+        policy("prod/p", Selector::default(), Some(vec![]), Some(vec![]))
+    );
+    assert_eq!(
+        problems,
+        [
+            "error: f.yaml:4: NetworkPolicy prod/p: Spec: the API has no such field: every pod of the namespace is isolated \
+             in both directions; help: did you mean `spec`?"
+        ]
+    );
+}
+
+#[test]
+fn a_direction_that_is_no_list_allows_nothing() {
+    let (found, problems) = with_spec("spec: {podSelector: {}, ingress: allow, egress: {to: []}}");
+    assert_eq!(
+        found,
+        policy("prod/p", Selector::default(), Some(vec![]), Some(vec![]))
+    );
+    let said = |field: &str, what: &str| {
+        format!(
+            "error: f.yaml:4: NetworkPolicy prod/p: spec.{field}: {what} where a list belongs: nothing is allowed in this \
+             direction; help: write a list: each item on a line of its own that begins with `- `"
+        )
+    };
+    assert_eq!(
+        problems,
+        [
+            said("ingress", "the string \"allow\""),
+            said("egress", "a mapping")
+        ]
+    );
+}
+
+#[test]
 fn a_field_given_twice_is_not_used() {
     let (found, problems) = with_spec("spec:\n  policyTypes: [Ingress]\n  ingress: [{}]\n  ingress: []\n");
     assert_eq!(found, policy("prod/p", Selector::default(), Some(vec![]), None));
     assert_eq!(
         problems,
         [
-            "error: f.yaml:6: NetworkPolicy prod/p: spec.ingress: a value given twice where a list belongs; help: \
-             write a list: each item on a line of its own that begins with `- `",
+            "error: f.yaml:6: NetworkPolicy prod/p: spec.ingress: a value given twice where a list belongs: nothing \
+             is allowed in this direction; help: write a list: each item on a line of its own that begins with `- `",
             "error: f.yaml:7: the field \"ingress\" is given twice, first on line 6: neither is used; help: remove \
              one of them",
         ]
@@ -227,7 +265,8 @@ fn a_policy_without_name_isolates_all_the_same() {
     assert_eq!(
         problems,
         [
-            "error: f.yaml:1: NetworkPolicy: has no metadata.name: it isolates all the same; help: add `name:` under `metadata:`"
+            "error: f.yaml:1: NetworkPolicy default/(unnamed f.yaml:1): metadata.name: is missing: it isolates all the \
+             same; help: add `name:` under `metadata:`"
         ]
     );
 }

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::symlink, path::Path};
 use netpol_policy::model::{Event, Pod};
 
 use super::directory::{bare, directory, pod_text, said, write};
-use crate::source::manifests::{Change, Loaded, Watcher};
+use crate::source::manifests::{Change, Loaded, Watcher, load};
 
 fn start(dir: &Path) -> (Loaded, Watcher) {
     Watcher::start(dir).expect("watched")
@@ -189,4 +189,55 @@ fn a_directory_that_vanishes_and_comes_back() {
     assert_eq!(change.problems, []);
     write(&dir, "a.yaml", &pod_text("a", "10.0.0.3"));
     expect(&mut watcher, &[is("a", "10.0.0.3")]);
+}
+
+#[test]
+fn a_linked_directory_that_vanishes_stays_in_force() {
+    let above = directory(&[("far/a.yaml", &pod_text("a", "10.0.0.1")), ("m/b.yaml", "")]);
+    let dir = above.path().join("m");
+    symlink("../far", dir.join("linked")).unwrap();
+    let (_, mut watcher) = start(&dir);
+    fs::rename(above.path().join("far"), above.path().join("away")).unwrap();
+    write(&dir, "b.yaml", &pod_text("b", "10.0.0.2"));
+    let change = expect(&mut watcher, &[is("b", "10.0.0.2")]);
+    assert_eq!(
+        said(&dir, &change.problems),
+        [
+            "warning: linked: the symbolic link can not be followed: No such file or directory (os error 2); what was read \
+             through it stays in force; help: correct or remove it"
+        ]
+    );
+}
+
+/// A restart must not change what is in force, so the order of edits does not count.
+#[test]
+fn of_two_objects_of_one_name_the_first_path_counts_also_in_a_live_edit() {
+    let dir = directory(&[("b.yaml", &pod_text("a", "10.0.0.1"))]);
+    let (_, mut watcher) = start(dir.path());
+    let said_of = |at: &str, first: &str| {
+        format!(
+            "error: {at}: Pod default/a: there is another object of this name at {first}, which comes first and is in force; this one is \
+             ignored; help: rename or remove one of the two"
+        )
+    };
+    write(dir.path(), "c.yaml", &pod_text("a", "10.0.0.2"));
+    let change = watcher.blocking_next().unwrap();
+    assert_eq!(change.events, []);
+    assert_eq!(
+        said(dir.path(), &change.problems),
+        [said_of("c.yaml:1", "b.yaml:1")]
+    );
+    write(dir.path(), "a.yaml", &pod_text("a", "10.0.0.3"));
+    let change = expect(&mut watcher, &[is("a", "10.0.0.3")]);
+    let expected = ["b.yaml:1", "c.yaml:1"].map(|at| said_of(at, "a.yaml:1"));
+    assert_eq!(said(dir.path(), &change.problems), expected);
+    assert_eq!(
+        load(dir.path())
+            .unwrap()
+            .snapshot
+            .pods
+            .into_values()
+            .collect::<Vec<_>>(),
+        [bare("a", "10.0.0.3")]
+    );
 }
