@@ -63,16 +63,16 @@ pub const STATE_FIN_FORWARD: u32 = 1 << 1;
 pub const STATE_FIN_REPLY: u32 = 1 << 2;
 /// A reset or ABORT passed: the entry lives on, shortly (the reset may be blind).
 pub const STATE_RESET: u32 = 1 << 3;
-/// A reply passed.
+/// A reply passed (of TCP and SCTP: one that is no reset).
 pub const STATE_ANSWERED: u32 = 1 << 4;
 
 /// Indices into `Config::timeouts`.
 pub mod timeout {
-    /// TCP and SCTP, no reply yet.
+    /// TCP and SCTP until the opener goes on after an answer.
     pub const OPENING: usize = 0;
-    /// TCP and SCTP, answered.
+    /// TCP and SCTP, established.
     pub const ESTABLISHED: usize = 1;
-    /// TCP and SCTP, both ends have closed.
+    /// TCP and SCTP, one end has closed.
     pub const CLOSING: usize = 2;
     /// TCP and SCTP after a reset.
     pub const RESET: usize = 3;
@@ -123,7 +123,7 @@ const _: () = assert!(size_of::<Frag>() == 16);
 pub struct Quota {
     /// `jiffies64` at which the window began.
     pub since: u64,
-    /// Flows recorded less flows answered.
+    /// Flows recorded less flows that moved to the answered ones.
     pub open: u32,
     /// Flows that were not recorded because the quota was used up.
     pub refused: u32,

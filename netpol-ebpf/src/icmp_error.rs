@@ -4,7 +4,7 @@
 //! responder's side or a router there) quotes a forward packet: it is looked up at its way in. One that travels
 //! forward quotes a reply: it is looked up at its way out, reversed.
 
-use netpol_common::reason::{RELATED, is_drop};
+use netpol_common::reason::{DENIED_INGRESS, RELATED, is_drop};
 
 use crate::{
     flows::{Lookup, Moment, course, look_up},
@@ -33,14 +33,19 @@ fn quoted_linear<S: Skb>(skb: &S, packet: &Packet, quote: &mut Packet) -> bool {
 #[inline(never)]
 pub fn judge_quoted(quote: &Packet, ends: &Ends, moment: &Moment, ruling: &mut Ruling) {
     let mut of_flow = *ends;
-    if look_up(quote, course::REVERSED, &mut of_flow, moment) == Lookup::Known {
+    if look_up(quote, course::REVERSED | course::QUOTED, &mut of_flow, moment) == Lookup::Known {
         ruling.reason = RELATED;
         return;
     }
-    // Who got the error sent the quoted packet: either it opened that conversation, or it answered.
-    judge(quote, false, &ends.reversed(), moment.flags, ruling);
-    if is_drop(ruling.reason) {
-        judge(quote, true, ends, moment.flags, ruling);
+    // An answer is quoted: it belongs to what the error's sender may open.
+    judge(quote, true, ends, moment.flags, ruling);
+    // What the error's receiver opened is quoted: it would be known, had a pod isolated for egress answered it.
+    if ruling.reason == DENIED_INGRESS {
+        let mut opened = Ruling::default();
+        judge(quote, false, &ends.reversed(), moment.flags, &mut opened);
+        if !is_drop(opened.reason) {
+            *ruling = opened;
+        }
     }
     if !is_drop(ruling.reason) {
         ruling.reason = RELATED;

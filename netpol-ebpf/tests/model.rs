@@ -1,8 +1,10 @@
 //! A small model, checked exhaustively: two ends, every isolation of both, local or outside, and every sequence of a few
-//! events (open, go on, answer, reset, revoke, allow again, idle, reuse) through the real verdict core.
+//! events (open, go on, answer, reset, revoke, allow again, pause, idle, reuse) through the real verdict core.
 //!
 //! Two bounds are held after every packet: nothing passes that the policy does not allow now, as itself or as
-//! the answer of a flow that was opened and is still allowed; and what is allowed, or belongs to such a flow, passes.
+//! the answer of a flow that was opened, lives and is still allowed; and what is allowed, or belongs to such a flow,
+//! passes. A flow outlives a pause only once it is established: TCP when its opener has gone on after an answer, UDP
+//! when it was answered.
 
 use netpol_common::{
     mark::OUTSIDE,
@@ -30,11 +32,16 @@ enum Event {
     Reset(u32),
     /// What the end may send to the other is revoked, or allowed again.
     Toggle(u32),
+    /// Longer than an opening, a reset or an unanswered datagram is remembered; shorter than anything established.
+    Pause,
     /// Longer than any timeout.
     Idle,
 }
 
-const EVENTS: [Event; 9] = [
+/// In jiffies; see [`Event::Pause`].
+const PAUSE: u64 = 3500;
+
+const EVENTS: [Event; 10] = [
     Event::Open(A),
     Event::Open(B),
     Event::Data(A),
@@ -43,6 +50,7 @@ const EVENTS: [Event; 9] = [
     Event::Reset(B),
     Event::Toggle(A),
     Event::Toggle(B),
+    Event::Pause,
     Event::Idle,
 ];
 
@@ -56,13 +64,58 @@ struct Setup {
     proto: u8,
 }
 
-/// What should be known, by end: `opened[x]` = a beginning by x passed and has not been idle since.
+/// What should be known about the flow that one end opened.
+#[derive(Clone, Copy, Debug, Default)]
+struct Opened {
+    /// A beginning passed, and it was not silent for too long since.
+    lives: bool,
+    /// The other end has answered.
+    answered: bool,
+    /// It is among the answered flows.
+    established: bool,
+    /// The last that passed was a reset.
+    reset: bool,
+    /// It was revoked while it lived: it may stay cut, whatever is allowed later.
+    cut: bool,
+}
+
+/// What should be known, by end.
 #[derive(Clone, Copy, Debug, Default)]
 struct Expected {
     allowed: [bool; 3],
-    opened: [bool; 3],
-    /// `opened[x]` was revoked while it lived: it may stay cut, whatever is allowed later.
-    cut: [bool; 3],
+    by: [Opened; 3],
+}
+
+impl Opened {
+    fn begin(&mut self, proto: u8) {
+        if self.lives && self.established && !self.reset && !self.cut && proto == TCP {
+            // A SYN within a living connection changes nothing.
+            return;
+        }
+        *self = Self {
+            lives: true,
+            ..Self::default()
+        };
+    }
+
+    /// A packet of the end that did not open it passed.
+    fn answer(&mut self, proto: u8, reset: bool) {
+        self.reset = reset;
+        self.answered |= !reset;
+        self.established |= proto == UDP;
+    }
+
+    /// A later packet of the end that opened it passed.
+    fn go_on(&mut self, proto: u8, reset: bool) {
+        self.reset = reset;
+        self.established |= proto == TCP && !reset && self.answered;
+    }
+
+    fn pause(&mut self) {
+        if !self.established || self.reset {
+            *self = Self::default();
+        }
+    }
 }
 
 fn other(end: u32) -> u32 {
@@ -78,7 +131,7 @@ impl Setup {
         maps::world(|w| {
             *w = maps::World::default();
             w.jiffies = 1_000_000;
-            w.config.timeouts = [3000, 40_000, 1000, 1000, 3000, 12_000, 3000, 0];
+            w.config.timeouts = [3000, 80_000, 1000, 1000, 3000, 40_000, 3000, 0];
             w.config.hz = HZ;
             w.config.quota = 1000;
             w.config.quota_window = 3000;
@@ -170,6 +223,12 @@ impl Setup {
         }
     }
 
+    /// Whether the flow that `end` opens has an entry.
+    fn recorded(&self, end: u32) -> bool {
+        let isolated = |end: usize| self.local[end] && (self.ingress[end] || self.egress[end]);
+        self.answers_judged(end) || self.proto == UDP && (isolated(1) || isolated(2))
+    }
+
     /// Whether the flow that `end` opens needs its answers to be recognised at all.
     fn answers_judged(&self, end: u32) -> bool {
         let (at, peer) = (end as usize, other(end) as usize);
@@ -207,37 +266,47 @@ fn step(setup: &Setup, expected: &mut Expected, event: Event) -> Result<(), Stri
             let at = end as usize;
             expected.allowed[at] = !expected.allowed[at];
             setup.allow(expected.allowed);
-            expected.cut[at] |= expected.opened[at] && !setup.permits(end, expected.allowed);
+            expected.by[at].cut |= expected.by[at].lives && !setup.permits(end, expected.allowed);
+            return Ok(());
+        }
+        Event::Pause => {
+            maps::world(|w| w.jiffies += PAUSE);
+            expected.by.iter_mut().for_each(Opened::pause);
             return Ok(());
         }
         Event::Idle => {
             maps::world(|w| w.jiffies += 10_000_000);
-            expected.opened = [false; 3];
-            expected.cut = [false; 3];
+            expected.by = [Opened::default(); 3];
             return Ok(());
         }
     };
     let passed = setup.send(end, flags);
     let (at, peer) = (end as usize, other(end));
+    let (own, its) = (expected.by[at], expected.by[peer as usize]);
     let opens = setup.proto == UDP || flags == SYN;
     let as_itself = setup.permits(end, expected.allowed);
-    let answers = setup.proto == UDP || flags != SYN;
-    let of_flow = answers && expected.opened[peer as usize] && setup.permits(peer, expected.allowed);
+    let answers = (setup.proto == UDP || flags != SYN) && its.lives;
+    let of_flow = answers && setup.permits(peer, expected.allowed);
     if passed && !as_itself && !of_flow {
         return Err(format!("{event:?} passed, which nothing allows"));
     }
     // A tombstone of either direction may hold what would be allowed as new.
-    let may_be_cut = answers && (expected.cut[at] || expected.cut[peer as usize]);
+    let may_be_cut = (setup.proto == UDP || flags != SYN) && (own.cut || its.cut);
     let known = of_flow && (setup.answers_judged(peer) || as_itself);
     if !passed && !may_be_cut && (as_itself || known) {
         return Err(format!("{event:?} was dropped, which is allowed"));
     }
-    if passed && opens && as_itself {
-        // A datagram that answers a living flow opens none of its own.
-        if setup.proto == TCP || !of_flow {
-            expected.opened[at] = true;
-            expected.cut[at] = false;
-        }
+    if !passed {
+        return Ok(());
+    }
+    let reset = setup.proto == TCP && flags == RST;
+    if of_flow && setup.recorded(peer) {
+        // What answers a living flow belongs to it, and to none of its own.
+        expected.by[peer as usize].answer(setup.proto, reset);
+    } else if opens && as_itself && !(setup.proto == UDP && own.lives) {
+        expected.by[at].begin(setup.proto);
+    } else if own.lives && setup.recorded(end) {
+        expected.by[at].go_on(setup.proto, reset);
     }
     Ok(())
 }
@@ -263,6 +332,15 @@ fn setups() -> Vec<Setup> {
     all
 }
 
+/// What has happened before: nothing, half a handshake, all of it, and both at once.
+const BEGINNINGS: [&[Event]; 5] = [
+    &[],
+    &[Event::Open(A), Event::Data(B)],
+    &[Event::Open(A), Event::Data(B), Event::Data(A)],
+    &[Event::Open(A), Event::Reset(B)],
+    &[Event::Open(A), Event::Open(B), Event::Data(A), Event::Data(B)],
+];
+
 #[test]
 fn every_short_history_gets_the_verdicts_that_the_policy_gives() {
     let depth: u32 = std::env::var("NETPOL_MODEL_DEPTH")
@@ -272,29 +350,36 @@ fn every_short_history_gets_the_verdicts_that_the_policy_gives() {
     let mut histories = 0u64;
     for setup in setups() {
         for start in [[false; 3], [false, true, false], [false, true, true]] {
-            for number in 0..EVENTS.len().pow(depth) {
-                setup.install();
-                setup.allow(start);
-                let mut expected = Expected {
-                    allowed: start,
-                    ..Expected::default()
-                };
-                let mut rest = number;
-                let mut history = Vec::new();
-                for _ in 0..depth {
-                    let event = EVENTS[rest % EVENTS.len()];
-                    rest /= EVENTS.len();
-                    history.push(event);
-                    if let Err(wrong) = step(&setup, &mut expected, event) {
-                        panic!(
-                            "{wrong}\nsetup: {setup:?}\nallowed at first: {start:?}\nhistory: {history:?}"
-                        );
-                    }
+            for beginning in BEGINNINGS {
+                // What was there before makes up for a step.
+                let depth = if beginning.is_empty() { depth } else { depth - 1 };
+                for number in 0..EVENTS.len().pow(depth) {
+                    play(&setup, start, beginning, number, depth);
+                    histories += 1;
                 }
-                histories += 1;
             }
         }
     }
-    assert_eq!(histories, setups().len() as u64 * 3 * 9u64.pow(depth));
+    let events = EVENTS.len() as u64;
+    let each = events.pow(depth) + (BEGINNINGS.len() as u64 - 1) * events.pow(depth - 1);
+    assert_eq!(histories, setups().len() as u64 * 3 * each);
     assert_eq!(OUTSIDE, 0);
+}
+
+/// `beginning`, then the history that `number` encodes.
+fn play(setup: &Setup, start: [bool; 3], beginning: &[Event], number: usize, depth: u32) {
+    setup.install();
+    setup.allow(start);
+    let mut expected = Expected {
+        allowed: start,
+        ..Expected::default()
+    };
+    let rest = (0..depth).map(|at| EVENTS[number / EVENTS.len().pow(at) % EVENTS.len()]);
+    let mut history = Vec::new();
+    for event in beginning.iter().copied().chain(rest) {
+        history.push(event);
+        if let Err(wrong) = step(setup, &mut expected, event) {
+            panic!("{wrong}\nsetup: {setup:?}\nallowed at first: {start:?}\nhistory: {history:?}");
+        }
+    }
 }

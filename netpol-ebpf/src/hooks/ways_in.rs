@@ -128,7 +128,7 @@ fn reply<S: Skb>(
             if !icmp_error::quoted(skb, packet, quote) {
                 return Lookup::Unknown;
             }
-            look_up(quote, course::REPLY, ends, moment)
+            look_up(quote, course::REPLY | course::QUOTED, ends, moment)
         }
         _ => Lookup::Unknown,
     }

@@ -5,12 +5,12 @@ use netpol_common::{
     mark::{self, Mark, OUTSIDE},
     pod::{
         NODE_INDEX, Pod,
-        state::{FLAG_ANY_ISOLATED, FLAG_POLICE_NODE},
+        state::{FLAG_ANY_ISOLATED, FLAG_POLICE_NODE, FLAG_UNKNOWN_PASS},
     },
     proto::TCP,
     reason::{
         ADOPTED, DENIED_INGRESS, FRAGMENT, ITSELF, KNOWN_FLOW, LOST_MARK, MALFORMED, MISDIRECTED, NEIGHBOUR,
-        NODE, NOT_IP, NOT_ISOLATED, NOT_OURS, REPLY, REVOKED, is_drop,
+        NODE, NOT_IP, NOT_ISOLATED, NOT_OURS, REPLY, REVOKED, UNKNOWN_POD, is_drop,
     },
     tables::RULESET_NONE,
 };
@@ -21,7 +21,7 @@ use crate::{
     icmp_error,
     judge::{Ends, Ruling, judge, rulesets},
     maps,
-    packet::{Kind, Packet, parse},
+    packet::{FLAG_FAR, Kind, Packet, parse},
     report::{Decision, conclude},
     skb::Skb,
 };
@@ -98,7 +98,10 @@ pub fn to_pod<S: Skb>(skb: &mut S) -> bool {
     if reason != 0 {
         return undisputed(skb, TO_POD, flags, packet, reason, ends);
     }
-    let isolation = Isolation::of(sender_rulesets(ends.sender), rulesets(pod));
+    let Some(sender) = sender_rulesets(ends.sender, flags) else {
+        return undisputed(skb, TO_POD, flags, packet, UNKNOWN_POD, ends);
+    };
+    let isolation = Isolation::of(sender, rulesets(pod));
     if isolation.none() {
         return undisputed(skb, TO_POD, flags, packet, NOT_ISOLATED, ends);
     }
@@ -138,7 +141,10 @@ pub fn settle<S: Skb>(skb: &mut S) -> bool {
     }
     // Bond and slave, VLAN and parent: one packet crosses several.
     skb.set_mark(mark::merge(skb.mark(), mark::JUDGED));
-    let isolation = Isolation::of(sender_rulesets(ends.sender), 0);
+    let Some(sender) = sender_rulesets(ends.sender, flags) else {
+        return undisputed(skb, SETTLE, flags, packet, UNKNOWN_POD, ends);
+    };
+    let isolation = Isolation::of(sender, 0);
     if isolation.none() {
         return undisputed(skb, SETTLE, flags, packet, NOT_ISOLATED, ends);
     }
@@ -157,12 +163,16 @@ fn undisputed<S: Skb>(skb: &S, hook: u8, flags: u64, packet: &mut Packet, reason
     conclude(skb, hook, flags, packet, &Decision::new(reason, ends))
 }
 
+/// The sender's rulesets; `None` where that pod has gone since its packet came in and nobody knows its rules any more.
 #[inline(always)]
-fn sender_rulesets(sender: u32) -> u64 {
+fn sender_rulesets(sender: u32, flags: u64) -> Option<u64> {
     if sender == OUTSIDE {
-        0
-    } else {
-        maps::pod(sender).map_or(0, rulesets)
+        return Some(0);
+    }
+    match maps::pod(sender) {
+        Some(pod) if pod.incarnation != 0 => Some(rulesets(pod)),
+        _ if flags & FLAG_UNKNOWN_PASS != 0 => Some(0),
+        _ => None,
     }
 }
 
@@ -193,7 +203,9 @@ fn decide<S: Skb>(
         _ if orphan => unjudged(FRAGMENT),
         Kind::Arp | Kind::Neighbour | Kind::Advertisement => NEIGHBOUR,
         // A real router on the pods' link; pods' own never get past from_pod.
-        Kind::Router if packet.family == 6 && ends.sender == OUTSIDE => NEIGHBOUR,
+        Kind::Router if packet.family == 6 && ends.sender == OUTSIDE && packet.flags & FLAG_FAR == 0 => {
+            NEIGHBOUR
+        }
         Kind::NotIp => unjudged(NOT_IP),
         Kind::BrokenIp | Kind::Broken => unjudged(MALFORMED),
         Kind::Error if !isolation.judged => NOT_ISOLATED,

@@ -55,10 +55,12 @@ pub fn world<T>(body: impl FnOnce(&mut World) -> T) -> T {
     WORLD.with_borrow_mut(body)
 }
 
-/// See `kernel::scratch`. Leaked: tests are short.
+/// See `kernel::scratch`. One a thread, as in the kernel one a CPU.
 #[must_use]
 pub fn scratch() -> Option<&'static mut [Packet; 2]> {
-    Some(Box::leak(Box::default()))
+    thread_local!(static SCRATCH: *mut [Packet; 2] = Box::leak(Box::default()));
+    // SAFETY: this thread's own value, never freed, and borrowed once a run: a hook does not call another.
+    SCRATCH.with(|slots| Some(unsafe { &mut **slots }))
 }
 
 /// See `kernel::jiffies`.
@@ -183,10 +185,10 @@ macro_rules! flow_tables {
             true
         }
 
-        /// Removes the entry of a tuple.
-        pub fn $remove(key: &$key) {
+        /// Removes the entry of a tuple; false where there is none.
+        pub fn $remove(key: &$key) -> bool {
             // Leaked, as the kernel keeps an element until the program has ended.
-            world(|w| w.$map.remove(key).map(Box::leak));
+            world(|w| w.$map.remove(key).map(Box::leak)).is_some()
         }
         )+
     };

@@ -175,10 +175,10 @@ macro_rules! flow_tables {
             $map.insert(key, flow, 0).is_ok()
         }
 
-        /// Removes the entry of a tuple.
+        /// Removes the entry of a tuple; false where there is none.
         #[inline(always)]
-        pub fn $remove(key: &$key) {
-            let _gone_already = $map.remove(key);
+        pub fn $remove(key: &$key) -> bool {
+            $map.remove(key).is_ok()
         }
         )+
     };

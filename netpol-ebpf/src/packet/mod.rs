@@ -50,6 +50,8 @@ pub enum Kind {
 pub const FLAG_FIN: u8 = 1;
 /// RST or ABORT.
 pub const FLAG_RESET: u8 = 4;
+/// A router message that no neighbour sent (RFC 4861 6.1.2, 8.1: hop limit 255).
+pub const FLAG_FAR: u8 = 8;
 
 /// A parsed packet (aligned so that clearing it takes whole words). Addresses and ports are in network byte order; an IPv4 address is `[a, 0, 0, 0]`.
 #[repr(C, align(8))]

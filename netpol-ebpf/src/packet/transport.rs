@@ -2,7 +2,7 @@
 
 use netpol_common::proto::{ICMP, ICMPV6, SCTP, TCP, UDP};
 
-use super::{FLAG_FIN, FLAG_RESET, Kind, Packet};
+use super::{FLAG_FAR, FLAG_FIN, FLAG_RESET, Kind, Packet};
 use crate::skb::Skb;
 
 const TCP_FIN: u8 = 0x01;
@@ -137,7 +137,10 @@ fn icmpv6<S: Skb, const QUOTED: bool>(skb: &S, packet: &mut Packet, payload: u32
         129 => return identifier(packet, &header, Kind::Mid),
         // Unreachable, too big, time exceeded, parameter problem.
         1..=4 if !QUOTED => Kind::Error,
-        134 | 137 => Kind::Router,
+        134 | 137 => {
+            packet.flags = if hops == 255 { 0 } else { FLAG_FAR };
+            Kind::Router
+        }
         // Neighbour discovery never crosses a router (RFC 4861 7.1: hop limit 255), MLD neither (RFC
         // 3810 5: hop limit 1): with any other hop limit it is ordinary traffic.
         133 | 135 if hops == 255 => Kind::Neighbour,

@@ -25,6 +25,8 @@ use crate::net::{Namespace, Rig};
 
 /// The node whose pods are local.
 pub const NODE: &str = "node-1";
+/// What each table of flows and fragments holds.
+pub const FLOWS: u32 = 1024;
 /// Devices of local pods: as many as the generator of snapshots makes pods, and some.
 const DEVICES: usize = 12;
 /// Long enough for any test, in jiffies of any length.
@@ -59,7 +61,7 @@ pub fn within<T: Send>(work: impl FnOnce(&mut Lab<'_>) -> Result<T> + Send) -> R
         maps::OPENING6,
         maps::FRAGS,
     ]
-    .map(|map| (map, 1024));
+    .map(|map| (map, FLOWS));
     let mut machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     if machine.is_none() {
         *machine = Some(Machine::load(&sizes)?);

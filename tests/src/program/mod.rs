@@ -5,6 +5,6 @@ mod lab;
 mod machine;
 mod rotor;
 
-pub use lab::{Lab, NODE, in_namespace, within};
+pub use lab::{FLOWS, Lab, NODE, in_namespace, within};
 pub use machine::{Hook, Input, Machine, Run, object_path};
 pub use rotor::{Next, Packet, Rotor};

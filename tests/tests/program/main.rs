@@ -2,6 +2,7 @@
 
 mod conversations;
 mod oracle;
+mod overflow;
 mod packets;
 mod reasons;
 mod town;

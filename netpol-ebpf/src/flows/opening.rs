@@ -1,0 +1,132 @@
+//! How flows begin: what a way out records, and what a pod may have open at once.
+
+use netpol_common::{
+    flow::{
+        Flow, Key4, Key6, STATE_ANSWERED, STATE_FIN_FORWARD, STATE_FIN_REPLY, STATE_RESET, STATE_REVOKED,
+    },
+    mark::OUTSIDE,
+    pod::Config,
+};
+
+use super::{Moment, lifetime, table::Table};
+use crate::{judge::Ends, maps, packet::Packet};
+
+/// A connection that has ended, or was cut: what begins on its tuple is another.
+const OVER: u32 = STATE_FIN_FORWARD | STATE_FIN_REPLY | STATE_RESET | STATE_REVOKED;
+
+/// Whose quota an unanswered flow counts against: the local initiator's, else the responder's.
+#[inline(always)]
+pub(super) fn payer(from: u32, to: u32) -> u32 {
+    if from == OUTSIDE { to } else { from }
+}
+
+/// Records that `packet` was allowed to open (or, without beginnings, to continue) a flow between `ends`.
+#[inline(never)]
+pub fn record(packet: &Packet, ends: &Ends, moment: &Moment) {
+    if packet.family == 4 {
+        put(&Key4::of(packet), packet, ends, moment);
+    } else {
+        put(&Key6::of(packet), packet, ends, moment);
+    }
+}
+
+#[inline(always)]
+fn put<T: Table>(key: &T, packet: &Packet, ends: &Ends, moment: &Moment) {
+    let now = maps::jiffies();
+    let fresh = fresh(ends, moment, now);
+    let Some(config) = maps::config() else { return };
+    if let Some(old) = key.answered() {
+        // SAFETY: a live map value; see `maps`.
+        let old = unsafe { &mut *old };
+        let alive = now.saturating_sub(old.seen) <= lifetime(config, old.state, false, packet.proto);
+        if alive && same_ends(old, &fresh) && old.state & OVER == 0 {
+            // A beginning within a living connection (a blind SYN, or one side has forgotten it): it goes on, and
+            // the replies of either are wanted.
+            old.epoch = fresh.epoch;
+            old.seen = now;
+            return;
+        }
+        // The tuple begins again, and has to be answered again.
+        key.remove_answered();
+    }
+    if let Some(old) = key.opening() {
+        // SAFETY: a live map value; see `maps`.
+        let old = unsafe { &mut *old };
+        let age = now.saturating_sub(old.seen);
+        if same_ends(old, &fresh) && age <= lifetime(config, old.state, true, packet.proto) {
+            old.state = 0;
+            old.epoch = fresh.epoch;
+            if age >= config.hz {
+                old.seen = now;
+            }
+            return;
+        }
+    }
+    if within_quota(config, payer(ends.sender, ends.receiver), now) {
+        key.put_opening(&fresh);
+    }
+}
+
+#[inline(always)]
+fn fresh(ends: &Ends, moment: &Moment, now: u64) -> Flow {
+    Flow {
+        from: ends.sender,
+        from_inc: incarnation(ends.sender),
+        to: ends.receiver,
+        to_inc: incarnation(ends.receiver),
+        seen: now,
+        epoch: moment.epoch,
+        state: 0,
+    }
+}
+
+#[inline(always)]
+fn incarnation(index: u32) -> u32 {
+    if index == OUTSIDE {
+        0
+    } else {
+        maps::pod(index).map_or(0, |pod| pod.incarnation)
+    }
+}
+
+#[inline(always)]
+fn same_ends(a: &Flow, b: &Flow) -> bool {
+    a.from == b.from && a.from_inc == b.from_inc && a.to == b.to && a.to_inc == b.to_inc
+}
+
+/// Takes one unanswered flow from the pod's quota of this window. Past it the flow is not recorded: its own
+/// replies suffer, nobody else's.
+#[inline(always)]
+fn within_quota(config: &Config, payer: u32, now: u64) -> bool {
+    let Some(quota) = maps::quota(payer) else {
+        return false;
+    };
+    // SAFETY: a live map value; a lost update only shifts the bound of a window a little.
+    unsafe {
+        if now.saturating_sub((*quota).since) > config.quota_window {
+            (*quota).since = now;
+            (*quota).open = 0;
+        }
+        if (*quota).open >= config.quota {
+            (*quota).refused = (*quota).refused.wrapping_add(1);
+            return false;
+        }
+        (*quota).open += 1;
+    }
+    true
+}
+
+/// Records, as established, the flow that `answer` was found to answer in the first moments of isolation. `ends` are
+/// the flow's.
+#[inline(never)]
+pub fn adopt(answer: &Packet, ends: &Ends, moment: &Moment) {
+    let flow = Flow {
+        state: STATE_ANSWERED,
+        ..fresh(ends, moment, maps::jiffies())
+    };
+    if answer.family == 4 {
+        Key4::of_answer(answer).put_answered(&flow);
+    } else {
+        Key6::of_answer(answer).put_answered(&flow);
+    }
+}
