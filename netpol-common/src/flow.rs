@@ -48,15 +48,24 @@ pub struct Flow {
     pub to_inc: u32,
     /// `jiffies64` of the last packet, stored at most once a second.
     pub seen: u64,
-    /// The epoch under which it was judged last; low 32 bits.
-    pub epoch: u32,
+    /// Under which epoch it was judged last, and how: [`verdict`]. One word, so that neither is ever seen, or
+    /// overwritten, without the other.
+    pub verdict: u32,
     /// `STATE_*` bits.
     pub state: u32,
 }
 const _: () = assert!(size_of::<Flow>() == 32);
 
-/// Judged again and denied: a tombstone. Packets of it are dropped and never tried as new in this epoch.
-pub const STATE_REVOKED: u32 = 1 << 0;
+/// [`Flow::verdict`]: denied, a tombstone. Packets of it are dropped and never tried as new in this epoch.
+pub const DENIED: u32 = 1;
+
+/// The [`Flow::verdict`] of an epoch, of which the low 31 bits count.
+#[inline(always)]
+#[must_use]
+pub const fn verdict(epoch: u32, denied: bool) -> u32 {
+    epoch << 1 | if denied { DENIED } else { 0 }
+}
+
 /// The initiator has sent a FIN (TCP) or SHUTDOWN (SCTP).
 pub const STATE_FIN_FORWARD: u32 = 1 << 1;
 /// The replying end has sent a FIN or SHUTDOWN.

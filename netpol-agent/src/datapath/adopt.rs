@@ -10,7 +10,7 @@ use std::{
 };
 
 use netpol_common::{
-    flow::{Flow, Key4, Key6, STATE_ANSWERED},
+    flow::{Flow, Key4, Key6, STATE_ANSWERED, verdict},
     mark::OUTSIDE,
     proto::{SCTP, TCP},
 };
@@ -86,7 +86,7 @@ pub fn entries(
                 to,
                 to_inc,
                 seen: now,
-                epoch,
+                verdict: verdict(epoch, false),
                 state: if connection.answered { STATE_ANSWERED } else { 0 },
             };
             // At the way out a packet looks as the replying end sees it: the reply's tuple, reversed.
@@ -217,7 +217,7 @@ mod tests {
                 to,
                 to_inc: incarnation(to),
                 seen: 1000,
-                epoch: 6,
+                verdict: verdict(6, false),
                 state: STATE_ANSWERED,
             },
         }

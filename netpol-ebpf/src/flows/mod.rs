@@ -9,12 +9,13 @@ mod table;
 
 use netpol_common::{
     flow::{
-        Flow, Key4, Key6, STATE_ANSWERED, STATE_FIN_FORWARD, STATE_FIN_REPLY, STATE_RESET, STATE_REVOKED,
-        timeout,
+        DENIED, Flow, Key4, Key6, STATE_ANSWERED, STATE_FIN_FORWARD, STATE_FIN_REPLY, STATE_RESET, timeout,
+        verdict,
     },
     mark::OUTSIDE,
     pod::Config,
     proto::{SCTP, TCP},
+    reason::is_drop,
 };
 
 use opening::payer;
@@ -97,11 +98,12 @@ fn find<T: Table>(tuple: &Packet, how: u32, ends: &mut Ends, moment: &Moment) ->
     if age > lifetime(config, flow.state, opening, tuple.proto) {
         return Lookup::Unknown;
     }
-    if flow.epoch != moment.epoch && !still_allowed(flow, tuple, how, moment) {
-        flow.state |= STATE_REVOKED;
-        flow.epoch = moment.epoch;
+    let mut judged = flow.verdict;
+    if judged | DENIED != verdict(moment.epoch, true) {
+        judged = judge_again(flow, tuple, how, moment);
+        flow.verdict = judged;
     }
-    if flow.state & STATE_REVOKED != 0 {
+    if judged & DENIED != 0 {
         return Lookup::Revoked;
     }
     if how & course::QUOTED != 0 {
@@ -167,9 +169,9 @@ fn lifetime(config: &Config, state: u32, opening: bool, proto: u8) -> u64 {
     config.timeouts[which]
 }
 
-/// Judges a flow of an older epoch again, from the identities in its entry.
+/// The verdict of this epoch about a flow of an older one, from the identities in its entry.
 #[inline(never)]
-fn still_allowed(flow: &mut Flow, tuple: &Packet, how: u32, moment: &Moment) -> bool {
+fn judge_again(flow: &Flow, tuple: &Packet, how: u32, moment: &Moment) -> u32 {
     let mut ruling = Ruling::default();
     let ends = Ends {
         sender: flow.from,
@@ -182,12 +184,7 @@ fn still_allowed(flow: &mut Flow, tuple: &Packet, how: u32, moment: &Moment) -> 
         moment.flags,
         &mut ruling,
     );
-    if netpol_common::reason::is_drop(ruling.reason) {
-        return false;
-    }
-    flow.state &= !STATE_REVOKED;
-    flow.epoch = moment.epoch;
-    true
+    verdict(moment.epoch, is_drop(ruling.reason))
 }
 
 /// What a packet's flags do to its flow; stores only what changes. A later packet proves a reset to have

@@ -2,7 +2,7 @@
 
 use netpol_common::{
     flow::{
-        Flow, Key4, Key6, STATE_ANSWERED, STATE_FIN_FORWARD, STATE_FIN_REPLY, STATE_RESET, STATE_REVOKED,
+        DENIED, Flow, Key4, Key6, STATE_ANSWERED, STATE_FIN_FORWARD, STATE_FIN_REPLY, STATE_RESET, verdict,
     },
     mark::OUTSIDE,
     pod::Config,
@@ -11,8 +11,8 @@ use netpol_common::{
 use super::{Moment, lifetime, table::Table};
 use crate::{judge::Ends, maps, packet::Packet};
 
-/// A connection that has ended, or was cut: what begins on its tuple is another.
-const OVER: u32 = STATE_FIN_FORWARD | STATE_FIN_REPLY | STATE_RESET | STATE_REVOKED;
+/// A connection that has ended: what begins on its tuple is another.
+const OVER: u32 = STATE_FIN_FORWARD | STATE_FIN_REPLY | STATE_RESET;
 
 /// Whose quota an unanswered flow counts against: the local initiator's, else the responder's.
 #[inline(always)]
@@ -39,10 +39,11 @@ fn put<T: Table>(key: &T, packet: &Packet, ends: &Ends, moment: &Moment) {
         // SAFETY: a live map value; see `maps`.
         let old = unsafe { &mut *old };
         let alive = now.saturating_sub(old.seen) <= lifetime(config, old.state, false, packet.proto);
-        if alive && same_ends(old, &fresh) && old.state & OVER == 0 {
+        let over = old.state & OVER != 0 || old.verdict & DENIED != 0;
+        if alive && same_ends(old, &fresh) && !over {
             // A beginning within a living connection (a blind SYN, or one side has forgotten it): it goes on, and
             // the replies of either are wanted.
-            old.epoch = fresh.epoch;
+            old.verdict = fresh.verdict;
             old.seen = now;
             return;
         }
@@ -55,7 +56,7 @@ fn put<T: Table>(key: &T, packet: &Packet, ends: &Ends, moment: &Moment) {
         let age = now.saturating_sub(old.seen);
         if same_ends(old, &fresh) && age <= lifetime(config, old.state, true, packet.proto) {
             old.state = 0;
-            old.epoch = fresh.epoch;
+            old.verdict = fresh.verdict;
             if age >= config.hz {
                 old.seen = now;
             }
@@ -75,7 +76,7 @@ fn fresh(ends: &Ends, moment: &Moment, now: u64) -> Flow {
         to: ends.receiver,
         to_inc: incarnation(ends.receiver),
         seen: now,
-        epoch: moment.epoch,
+        verdict: verdict(moment.epoch, false),
         state: 0,
     }
 }
