@@ -15,7 +15,7 @@ use std::{
 use netpol_policy::{
     compile::{Compiler, Dirty},
     ids::IdSource,
-    model::{Snapshot, Str},
+    model::{Pod, Snapshot, Str},
     plan::{self, Scope},
 };
 use tokio::{
@@ -31,7 +31,7 @@ use crate::{
         wakeups::{Wakeups, Watch},
     },
     source::{
-        Problem,
+        Problem, Severity,
         manifests::{Change, Loaded, Watcher},
     },
 };
@@ -118,10 +118,7 @@ impl Agent {
         let ids = IdSource::above(datapath.actual());
         let mut compiler = Compiler::with_ids(Str::from(config.node.as_str()), ids.clone());
         compiler.load(&loaded.snapshot);
-        for problem in &loaded.problems {
-            tracing::warn!("{problem}");
-        }
-        Self {
+        let mut agent = Self {
             config,
             datapath,
             compiler,
@@ -129,14 +126,16 @@ impl Agent {
             dirty: Dirty::default(),
             unsure: true,
             snapshot: loaded.snapshot,
-            problems: loaded.problems,
+            problems: Vec::new(),
             failures: BTreeMap::new(),
             retry: RETRY.0,
             unbound_looks: 0,
             asked: Instant::now(),
             reported: None,
             started: now(),
-        }
+        };
+        agent.note(loaded.problems);
+        agent
     }
 
     async fn run(
@@ -190,18 +189,22 @@ impl Agent {
     }
 
     fn take(&mut self, change: Change) {
-        for problem in change
-            .problems
-            .iter()
-            .filter(|problem| !self.problems.iter().any(|old| old.is_same(problem)))
-        {
-            tracing::warn!("{problem}");
-        }
-        self.problems = change.problems;
         for event in &change.events {
             self.snapshot.apply(event.clone());
         }
         self.compiler.apply_all(change.events);
+        self.note(change.problems);
+    }
+
+    /// Tells what is wrong with the source now and was not before.
+    fn note(&mut self, mut problems: Vec<Problem>) {
+        problems.extend(unknown_node(&self.config.node, &self.snapshot));
+        for problem in &problems {
+            if !self.problems.iter().any(|old| old.is_same(problem)) {
+                tracing::warn!("{problem}");
+            }
+        }
+        self.problems = problems;
     }
 
     /// Brings the kernel to what the source and the devices say, each part as far as it goes.
@@ -329,11 +332,34 @@ impl Agent {
 
     fn outcome(&self) -> anyhow::Result<()> {
         match self.failures.iter().next() {
-            Some((failure, noted)) if noted.environment => Err(bad_input(failure).into()),
-            Some((failure, _)) => Err(anyhow::anyhow!("{failure}")),
-            None => Ok(()),
+            Some((failure, noted)) if noted.environment => return Err(bad_input(failure).into()),
+            Some((failure, _)) => anyhow::bail!("{failure}"),
+            None => {}
         }
+        if self.problems.iter().any(Problem::is_error) {
+            let dir = self.config.manifests.display();
+            let message = format!("{dir} has errors, see above: what could not be understood allows nothing");
+            return Err(bad_input(message).into());
+        }
+        Ok(())
     }
+}
+
+/// A node that nobody names is most probably misspelt: nothing would be enforced.
+fn unknown_node(node: &str, snapshot: &Snapshot) -> Option<Problem> {
+    let is_node_of = |pod: &Pod| pod.node.as_deref() == Some(node);
+    if snapshot.nodes.contains_key(node) || snapshot.pods.values().any(is_node_of) {
+        return None;
+    }
+    Some(Problem {
+        file: None,
+        line: None,
+        severity: Severity::Warning,
+        object: Some(format!("Node {node}")),
+        field: None,
+        message: "no pod is on this node and no Node object has its name: nothing is enforced".to_owned(),
+        help: "give --node the spec.nodeName of this node's pods".to_owned(),
+    })
 }
 
 /// Seconds since 1970.

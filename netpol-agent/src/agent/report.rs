@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Agent, now};
+use netpol_policy::model::Direction;
+
+use super::{Agent, Noted, now};
 use crate::datapath::{
     attach::Hook,
     devices::Role,
@@ -28,25 +30,7 @@ impl Agent {
     }
 
     fn report(&self) -> Report {
-        let actual = self.datapath.actual();
         let devices: Vec<DeviceReport> = self.datapath.devices().into_iter().map(device_report).collect();
-        let mut rulesets: BTreeMap<u32, RulesetReport> = BTreeMap::new();
-        let entry = |id| RulesetReport {
-            id,
-            cells: 0,
-            pods: 0,
-        };
-        for key in actual.cells.keys() {
-            rulesets
-                .entry(key.ruleset)
-                .or_insert_with(|| entry(key.ruleset))
-                .cells += 1;
-        }
-        for rules in actual.pods.values() {
-            for id in [rules.ingress, rules.egress].into_iter().filter(|id| *id != 0) {
-                rulesets.entry(id).or_insert_with(|| entry(id)).pods += 1;
-            }
-        }
         Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.config.node.clone(),
@@ -58,20 +42,53 @@ impl Agent {
             attach: self.datapath.mode(),
             // Before the first plan is carried out there is nothing to be in force.
             in_force: self.failures.is_empty() && !self.unsure,
-            errors: self
-                .failures
-                .iter()
-                .map(|(error, noted)| Failure {
-                    since: noted.since,
-                    error: error.clone(),
-                })
-                .collect(),
+            errors: self.failure_reports(),
             problems: self.problems.clone(),
             pods: self.pod_reports(&devices),
             devices,
             policies: self.snapshot.policies.keys().map(ToString::to_string).collect(),
-            rulesets: rulesets.into_values().collect(),
+            rulesets: self.ruleset_reports(),
         }
+    }
+
+    /// What fails, oldest first.
+    fn failure_reports(&self) -> Vec<Failure> {
+        let report = |(error, noted): (&String, &Noted)| Failure {
+            since: noted.since,
+            error: error.clone(),
+        };
+        let mut failures: Vec<_> = self.failures.iter().map(report).collect();
+        failures.sort_by_key(|failure| failure.since);
+        failures
+    }
+
+    /// The rulesets that the kernel holds.
+    fn ruleset_reports(&self) -> Vec<RulesetReport> {
+        let actual = self.datapath.actual();
+        let mut counts: BTreeMap<u32, (usize, usize)> = BTreeMap::new();
+        for key in actual.cells.keys() {
+            counts.entry(key.ruleset).or_default().0 += 1;
+        }
+        for rules in actual.pods.values() {
+            for id in [rules.ingress, rules.egress].into_iter().filter(|id| *id != 0) {
+                counts.entry(id).or_default().1 += 1;
+            }
+        }
+        let report = |(id, (cells, pods))| {
+            let (direction, policies) = match self.compiler.ruleset_policies(id) {
+                Some((Direction::Ingress, policies)) => ("ingress", policies),
+                Some((Direction::Egress, policies)) => ("egress", policies),
+                None => ("", Vec::new()),
+            };
+            RulesetReport {
+                id,
+                cells,
+                pods,
+                direction: direction.to_owned(),
+                policies: policies.iter().map(ToString::to_string).collect(),
+            }
+        };
+        counts.into_iter().map(report).collect()
     }
 
     fn pod_reports(&self, devices: &[DeviceReport]) -> Vec<PodReport> {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::{BadInput, Exit, Manifests, Output};
+use super::{BadInput, Exit, Manifests, Output, count};
 use crate::source::{
     Problem,
     manifests::{self, Loaded},
@@ -71,10 +71,6 @@ impl<'l> Report<'l> {
             count(self.nodes, "node", "nodes"),
         )
     }
-}
-
-fn count(count: usize, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 /// Bad input where there is an error; warnings alone are well.

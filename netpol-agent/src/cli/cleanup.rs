@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, path::PathBuf};
 
-use super::{Exit, Output, run::PIN};
+use super::{Exit, Output, count, run::PIN};
 use crate::datapath::cleanup;
 
 /// Arguments of `cleanup`.
@@ -33,11 +33,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     } else {
         writeln!(
             out,
-            "removed {} attachments, {} programs, {} maps and {} files: no policy is enforced any more",
-            removed.attachments,
-            removed.programs,
-            removed.maps,
-            removed.files.len()
+            "removed {}, {}, {} and {}: no policy is enforced any more",
+            count(removed.attachments, "attachment", "attachments"),
+            count(removed.programs, "program", "programs"),
+            count(removed.maps, "map", "maps"),
+            count(removed.files.len(), "file", "files")
         )?;
     }
     Ok(Exit::Ok)

@@ -139,6 +139,11 @@ pub struct Manifests {
     pub dir: PathBuf,
 }
 
+/// `1 policy`, `2 policies`
+fn count(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// Parses the arguments and runs the verb; clap itself ends usage errors with exit code 2.
 #[must_use]
 pub fn main() -> ExitCode {

@@ -60,6 +60,22 @@ pub enum Error {
         /// What was tried.
         operation: String,
     },
+    /// Without its files a restarted agent does not find each pod where its flows are.
+    #[error("the state directory {} can not be written: {source}; choose another --state", .directory.display())]
+    State {
+        /// Where the files belong.
+        directory: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file system is read-only or full, or a directory is none.
+    #[error("{operation}: {source}; make the file system writable, or choose another --pin or --state")]
+    Storage {
+        /// What was tried, with the object.
+        operation: String,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// Another agent runs on the same pins.
     #[error("another netpol-agent holds {}: stop it first, or give this one its own --pin", .0.display())]
     Locked(PathBuf),
@@ -163,6 +179,9 @@ impl Error {
         let operation = operation.into();
         move |source| match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { operation },
+            Some(libc::EROFS | libc::ENOSPC | libc::EDQUOT | libc::ENOTDIR) => {
+                Self::Storage { operation, source }
+            }
             _ => Self::Io { operation, source },
         }
     }

@@ -189,6 +189,26 @@ struct SavedPod {
     incarnation: u32,
 }
 
+/// Whether the agent's files can be written, asked before anything is changed.
+pub(crate) fn check_writable(file: &Path) -> Result<()> {
+    let directory = file.parent().unwrap_or(Path::new("."));
+    let probe = fresh(file);
+    fs::create_dir_all(directory)
+        .and_then(|()| fs::write(&probe, []))
+        .and_then(|()| fs::remove_file(&probe))
+        .map_err(|source| Error::State {
+            directory: directory.to_owned(),
+            source,
+        })
+}
+
+/// Where a file is written before it is renamed.
+fn fresh(path: &Path) -> PathBuf {
+    let mut fresh = PathBuf::from(path).into_os_string();
+    fresh.push(".new");
+    fresh.into()
+}
+
 /// Writes `value` as JSON under another name and renames it.
 pub(crate) fn write_whole(path: &Path, value: &impl Serialize) -> Result<()> {
     let failed = || Error::io(format!("writing {}", path.display()));
@@ -196,8 +216,7 @@ pub(crate) fn write_whole(path: &Path, value: &impl Serialize) -> Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(failed())?;
     }
-    let mut fresh = PathBuf::from(path).into_os_string();
-    fresh.push(".new");
+    let fresh = fresh(path);
     fs::write(&fresh, bytes).map_err(failed())?;
     fs::rename(&fresh, path).map_err(failed())
 }

@@ -108,6 +108,12 @@ pub struct RulesetReport {
     pub cells: usize,
     /// How many of the node's pods use it, as ingress or egress.
     pub pods: usize,
+    /// `ingress` or `egress`; empty where only the kernel knows it, as the policies have changed.
+    #[serde(default)]
+    pub direction: String,
+    /// The policies that it joins, sorted.
+    #[serde(default)]
+    pub policies: Vec<String>,
 }
 
 /// What the pins say at this moment, with or without an agent.
@@ -159,7 +165,8 @@ impl Live {
     /// # Errors
     /// A pinned map can not be opened, or is not of this version.
     pub fn read(pins: &Pins) -> Result<Option<Self>> {
-        if !pins.root().exists() {
+        let looking = || Error::io(format!("looking at {}", pins.root().display()));
+        if !pins.root().try_exists().map_err(looking())? {
             return Ok(None);
         }
         let mut live = Self {
@@ -221,6 +228,12 @@ fn listed(directory: &Path) -> Result<Vec<String>> {
 }
 
 impl Report {
+    /// Whether all that the manifests say is in force: nothing failed, and all of it was understood.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.in_force && !self.problems.iter().any(Problem::is_error)
+    }
+
     /// Reads what an agent wrote; `None` where there is nothing.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ use super::{
     kernel::Kernel,
     maps::Maps,
     object::{self, Capacities, Loaded, Pins, slots_file},
-    pods::Slots,
+    pods::{Slots, check_writable},
     settings::{self, Settings},
 };
 
@@ -69,6 +69,8 @@ pub struct Datapath {
     pub(super) ebpf: Ebpf,
     pub(super) maps: Maps,
     pub(super) slots: Slots,
+    /// The file of slots does not say what `slots` does.
+    unsaved: bool,
     attachments: Attachments,
     binder: Binder,
     pub(super) hz: u64,
@@ -92,6 +94,7 @@ impl Datapath {
     /// Any; nothing is attached then.
     pub fn open(options: Options) -> Result<Self> {
         let kernel = Kernel::probe(options.pins.root())?;
+        check_writable(&slots_file(&options.files))?;
         let mode = options
             .attach
             .unwrap_or(if kernel.tcx { Mode::Tcx } else { Mode::Clsact });
@@ -126,6 +129,7 @@ impl Datapath {
             ebpf,
             maps,
             slots,
+            unsaved: false,
             attachments,
             hz,
             actual,

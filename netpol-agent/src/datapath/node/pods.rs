@@ -34,14 +34,20 @@ impl Datapath {
         let changes = self
             .slots
             .assign(self.pods.iter().map(|pod| (&pod.name, &pod.uid)));
-        if changes != Changes::default() {
+        self.unsaved |= changes != Changes::default();
+        let saved = if self.unsaved {
             // Before the kernel knows: a slot that is noted and not in the kernel is no slot after a restart.
-            self.slots.save(&slots_file(&self.options.files))?;
-        }
+            self.slots.save(&slots_file(&self.options.files))
+        } else {
+            Ok(())
+        };
+        self.unsaved = saved.is_err();
         self.free(&changes)?;
         self.write_config()?;
         self.write_pods();
         self.write_local()?;
+        // A file that can not be written must not keep a pod without its rules; only a restart would miss it.
+        saved?;
         match changes.refused.first() {
             Some(pod) => Err(Error::TooManyPods(MAX_INDEX, pod.to_string())),
             None => Ok(()),
