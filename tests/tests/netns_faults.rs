@@ -1,0 +1,265 @@
+//! What an agent does where something is wrong: a map without room, a broken edit, a second agent, no agent.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    process::Output,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use netpol_policy::model::Pod;
+use netpol_tests::{
+    cluster::{Cluster, Node, Options, Policy, manifests, pod},
+    net::{Outcome, Probe, Responder, Transport, probe},
+};
+use serde_json::Value as Json;
+
+const SHORT: Duration = Duration::from_millis(400);
+
+/// `shop/web`, `shop/other` and `shop/db`, which answers on TCP 80, on one node.
+struct Shop {
+    _responder: Responder,
+    cluster: Cluster,
+    pods: [Pod; 3],
+    db: SocketAddr,
+}
+
+impl Shop {
+    fn new(arguments: &[&str]) -> Result<Self> {
+        let pods = [("web", 5), ("other", 6), ("db", 7)]
+            .map(|(name, host)| pod(&format!("shop/{name}"), 1, host, &format!("app={name}")));
+        let options = Options {
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+            ..Options::default()
+        };
+        let mut cluster = Cluster::new(1, options)?;
+        cluster.add_pods(&pods)?;
+        let place = cluster.pod("shop/db");
+        let db = place.at(true, 80);
+        let responder = Responder::start(&place.namespace, "db", [(Transport::Tcp, db)])?;
+        Ok(Self {
+            _responder: responder,
+            cluster,
+            pods,
+            db,
+        })
+    }
+
+    fn yaml(&self, policies: &[String]) -> String {
+        format!("{}{}", manifests(&self.pods), policies.concat())
+    }
+
+    /// Whether `web` and `other` reach `db`.
+    fn reach(&self) -> [bool; 2] {
+        ["web", "other"].map(|name| {
+            let from = &self.cluster.pod(&format!("shop/{name}")).namespace;
+            match probe(from, Probe::tcp(self.db), SHORT) {
+                Outcome::Answered(_) => true,
+                Outcome::Silent => false,
+                outcome => panic!("{name}: {outcome:?}"),
+            }
+        })
+    }
+
+    /// Waits until `status` says that something is wrong, and gives it with its exit code.
+    fn trouble(&self) -> Result<(String, i32)> {
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let (status, code) = status(self.cluster.node(1))?;
+            let agent = &status["agent"];
+            let errors = agent["errors"].as_array().into_iter().flatten();
+            let problems = agent["problems"].as_array().into_iter().flatten();
+            let problems = problems.filter(|problem| problem["severity"] == "error");
+            let found: Vec<String> = errors.chain(problems).map(ToString::to_string).collect();
+            if !found.is_empty() {
+                return Ok((found.join("\n"), code));
+            }
+            ensure!(Instant::now() < end, "nothing is said to be wrong: {status:#}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn status(node: &Node) -> Result<(Json, i32)> {
+    let output = node.netpol("status", &["-o", "json"])?;
+    Ok((serde_json::from_slice(&output.stdout)?, code(&output)))
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or(-1)
+}
+
+fn only_web() -> String {
+    Policy::new("shop/db", "app=db").ingress(&["app=web"]).to_string()
+}
+
+#[test]
+fn a_full_map_keeps_the_policy_in_force_and_says_whose_policies_need_the_room() -> Result<()> {
+    let mut shop = Shop::new(&["--map-size", "nets4=4"])?;
+    shop.cluster.write(&shop.yaml(&[only_web()]))?;
+    shop.cluster.start()?;
+    assert_eq!(shop.reach(), [true, false]);
+
+    // Nobody may have what would open `db` for `other` alone: the change is taken as a whole or not at all.
+    let blocks: Vec<String> = (1..=8).map(|net| format!("{net}.0.0.0/8")).collect();
+    let mut peers: Vec<&str> = blocks.iter().map(String::as_str).collect();
+    peers.push("app=other");
+    let wide = Policy::new("shop/wide", "app=db").ingress(&peers).to_string();
+    shop.cluster.write(&shop.yaml(&[wide]))?;
+    let (said, code) = shop.trouble()?;
+    assert_eq!(code, 1);
+    for part in ["map nets4 is too small", "shop/wide (8)", "--map-size nets4="] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    assert_eq!(shop.reach(), [true, false]);
+
+    let narrow = Policy::new("shop/wide", "app=db")
+        .ingress(&["app=other"])
+        .to_string();
+    shop.cluster.apply(&shop.yaml(&[narrow]))?;
+    assert_eq!(shop.reach(), [false, true]);
+    assert_eq!(status(shop.cluster.node(1))?.1, 0);
+    Ok(())
+}
+
+#[test]
+fn a_broken_edit_keeps_the_policy_in_force_and_is_said() -> Result<()> {
+    let mut shop = Shop::new(&[])?;
+    shop.cluster.write(&shop.yaml(&[only_web()]))?;
+    shop.cluster.start()?;
+    let broken = Policy::new("shop/db", "app=db")
+        .ingress(&["app=other"])
+        .ingress_on("TCP/0", &["*"]);
+    shop.cluster.write(&shop.yaml(&[broken.to_string()]))?;
+    let (said, code) = shop.trouble()?;
+    assert_eq!(code, 1);
+    for part in [
+        "spec.ingress[1].ports[0].port",
+        "the version read before stays in force",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    assert_eq!(shop.reach(), [true, false]);
+    let text = shop.cluster.node(1).netpol("status", &[])?;
+    assert!(String::from_utf8_lossy(&text.stdout).contains("not everything is in force"));
+
+    let right = Policy::new("shop/db", "app=db")
+        .ingress(&["app=other"])
+        .to_string();
+    shop.cluster.apply(&shop.yaml(&[right]))?;
+    assert_eq!(shop.reach(), [false, true]);
+    assert_eq!(status(shop.cluster.node(1))?.1, 0);
+    Ok(())
+}
+
+#[test]
+fn status_tells_whether_an_agent_runs() -> Result<()> {
+    let mut shop = Shop::new(&[])?;
+    let nothing = shop.cluster.node(1).netpol("status", &[])?;
+    assert_eq!(code(&nothing), 2);
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("nothing is pinned"));
+    shop.cluster.write(&shop.yaml(&[only_web()]))?;
+    shop.cluster.start()?;
+    let (running, code_running) = status(shop.cluster.node(1))?;
+    assert_eq!(
+        (&running["kernel"]["running"], code_running),
+        (&Json::Bool(true), 0)
+    );
+    let rulesets = running["agent"]["rulesets"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    assert!(
+        rulesets
+            .iter()
+            .any(|rules| rules["direction"] == "ingress"
+                && rules["policies"] == serde_json::json!(["shop/db"])),
+        "{rulesets:?}"
+    );
+
+    shop.cluster.node_mut(1).kill_agent()?;
+    let (dead, code_dead) = status(shop.cluster.node(1))?;
+    assert_eq!((&dead["kernel"]["running"], code_dead), (&Json::Bool(false), 1));
+    let text = shop.cluster.node(1).netpol("status", &[])?;
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(
+        text.contains("not running; what is attached stays in force"),
+        "{text}"
+    );
+    assert_eq!(shop.reach(), [true, false]);
+    Ok(())
+}
+
+/// `run --once` on the first node; `pin` and `state` as there.
+fn once(cluster: &Cluster, node: &str, pin: &Path, state: &Path) -> Result<Output> {
+    let mut command = std::process::Command::new(netpol_tests::cluster::binary()?);
+    command.args(["run", "--once", "--node", node, "--cni-cache", "/nonexistent"]);
+    command.arg("--manifests").arg(cluster.manifests());
+    command.arg("--pin").arg(pin).arg("--state").arg(state);
+    Ok(cluster.node(1).namespace.run(|| command.output())?)
+}
+
+/// [`once`] ends with 2 and says `said`.
+#[track_caller]
+fn refused(cluster: &Cluster, pin: &Path, state: &Path, said: &str) -> Result<()> {
+    let output = once(cluster, "node-1", pin, state)?;
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(code(&output), 2, "{stderr}");
+    assert!(stderr.contains(said), "{said} is not in {stderr}");
+    Ok(())
+}
+
+#[test]
+fn what_is_refused_changes_nothing() -> Result<()> {
+    let mut shop = Shop::new(&[])?;
+    shop.cluster.write(&shop.yaml(&[only_web()]))?;
+    let pins = shop.cluster.node(1).pins.clone();
+    let directory = shop.cluster.rig.directory().to_owned();
+    let file = directory.join("file");
+    fs::write(&file, "")?;
+    refused(&shop.cluster, &pins, &file, "choose another --state")?;
+    assert!(!pins.exists(), "something was pinned");
+    let elsewhere = directory.join("pins");
+    refused(
+        &shop.cluster,
+        &elsewhere,
+        &directory.join("state"),
+        "is not on a BPF file system",
+    )?;
+    assert!(!elsewhere.exists(), "something was made");
+    assert_eq!(shop.reach(), [true, true]);
+
+    shop.cluster.start()?;
+    let before = status(shop.cluster.node(1))?.0["agent"].clone();
+    refused(
+        &shop.cluster,
+        &pins,
+        &directory.join("state"),
+        "another netpol-agent holds",
+    )?;
+    assert_eq!(status(shop.cluster.node(1))?.0["agent"], before);
+    assert_eq!(shop.reach(), [true, false]);
+    Ok(())
+}
+
+#[test]
+fn once_ends_with_what_is_wrong() -> Result<()> {
+    let mut shop = Shop::new(&[])?;
+    let broken = Policy::new("shop/db", "app=db")
+        .ingress(&["app=web"])
+        .ingress_on("TCP/0", &["*"]);
+    shop.cluster.write(&shop.yaml(&[broken.to_string()]))?;
+    let (pins, state) = (
+        shop.cluster.node(1).pins.clone(),
+        shop.cluster.rig.directory().join("state"),
+    );
+    let output = once(&shop.cluster, "node-1", &pins, &state)?;
+    assert_eq!(code(&output), 2);
+    assert_eq!(shop.reach(), [true, false]);
+    let output = once(&shop.cluster, "node-9", &pins, &state)?;
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("Node node-9: no pod is on this node"), "{stderr}");
+    Ok(())
+}
