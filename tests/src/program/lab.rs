@@ -241,6 +241,26 @@ impl<'m> Lab<'m> {
         Ok(flows)
     }
 
+    /// Makes all flows older by so many jiffies, as if nothing had been heard of them since.
+    ///
+    /// # Errors
+    /// Where a map can not be read or written.
+    pub fn age(&mut self, jiffies: u64) -> Result<()> {
+        let older = |flow: Flow| Flow {
+            seen: flow.seen.saturating_sub(jiffies),
+            ..flow
+        };
+        for (v4, v6) in [(maps::OPENING4, maps::OPENING6), (maps::FLOWS4, maps::FLOWS6)] {
+            for (key, flow) in self.machine.entries::<Key4, Flow>(v4)? {
+                self.machine.insert(v4, key, older(flow))?;
+            }
+            for (key, flow) in self.machine.entries::<Key6, Flow>(v6)? {
+                self.machine.insert(v6, key, older(flow))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets all flows.
     ///
     /// # Errors

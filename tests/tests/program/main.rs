@@ -1,6 +1,8 @@
 //! The real object, real maps, packets through `BPF_PROG_TEST_RUN`.
 
+mod attacks;
 mod conversations;
+mod lifetimes;
 mod oracle;
 mod overflow;
 mod packets;

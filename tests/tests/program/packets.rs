@@ -13,9 +13,9 @@ use netpol_tests::{
 
 use crate::town::{SERVER, STRANGER, addresses, index, town};
 
-const FAMILIES: [usize; 2] = [0, 1];
+pub(crate) const FAMILIES: [usize; 2] = [0, 1];
 
-fn ip(from: &str, to: &str, family: usize) -> Ip {
+pub(crate) fn ip(from: &str, to: &str, family: usize) -> Ip {
     let address = |name: &str| match name {
         "server" => SERVER[family].to_owned(),
         "stranger" => STRANGER[family].to_owned(),
@@ -25,7 +25,7 @@ fn ip(from: &str, to: &str, family: usize) -> Ip {
 }
 
 /// The reason that decided about `frame` from one end to the other.
-fn judge(lab: &mut Lab<'_>, from: &str, to: &str, frame: &[u8]) -> Result<Event> {
+pub(crate) fn judge(lab: &mut Lab<'_>, from: &str, to: &str, frame: &[u8]) -> Result<Event> {
     let end = |lab: &Lab<'_>, name: &str| {
         if matches!(name, "server" | "stranger") {
             OUTSIDE
@@ -41,7 +41,13 @@ fn judge(lab: &mut Lab<'_>, from: &str, to: &str, frame: &[u8]) -> Result<Event>
     Ok(event)
 }
 
-fn expect(lab: &mut Lab<'_>, what: &str, (from, to): (&str, &str), frame: &[u8], reason: u8) -> Result<()> {
+pub(crate) fn expect(
+    lab: &mut Lab<'_>,
+    what: &str,
+    (from, to): (&str, &str),
+    frame: &[u8],
+    reason: u8,
+) -> Result<()> {
     let event = judge(lab, from, to, frame).with_context(|| what.to_owned())?;
     ensure!(
         event.reason == reason,
@@ -52,7 +58,7 @@ fn expect(lab: &mut Lab<'_>, what: &str, (from, to): (&str, &str), frame: &[u8],
     Ok(())
 }
 
-fn plain(packet: &[u8]) -> Vec<u8> {
+pub(crate) fn plain(packet: &[u8]) -> Vec<u8> {
     Ether::default().frame(packet)
 }
 
