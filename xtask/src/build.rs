@@ -39,9 +39,16 @@ pub(crate) fn agent(debug: bool) -> Result<PathBuf> {
         cargo.arg("--release");
     }
     let time = run_quietly("agent", &mut cargo)?;
-    let binary = format!("target/{}/netpol-agent", if debug { "debug" } else { "release" });
-    say("agent", &format!("{binary}, {}", seconds(time)));
-    Ok(root().join(binary))
+    let binary = agent_path(debug);
+    let shown = binary.strip_prefix(root()).unwrap_or(&binary);
+    say("agent", &format!("{}, {}", shown.display(), seconds(time)));
+    Ok(binary)
+}
+
+/// Where [`agent`] leaves the binary.
+pub(crate) fn agent_path(debug: bool) -> PathBuf {
+    let profile = if debug { "debug" } else { "release" };
+    root().join("target").join(profile).join("netpol-agent")
 }
 
 /// `cargo SUBCOMMAND` in the workspace with the toolchain that runs xtask, the lock file binding, the eBPF object
