@@ -205,6 +205,22 @@ fn lines_of_flows_are_answered_in_order() {
 
 /// Whoever asks line by line is answered line by line.
 #[test]
+fn flows_from_a_file() {
+    let dir = Directory::new(THREE_TIERS);
+    let file = dir.0.path().join("flows");
+    fs::write(&file, r#"{"from":"shop/client","to":"shop/db","port":5432}"#).unwrap();
+    let path = file.display().to_string();
+    let plain = dir.run("explain", &["--flows", &path]);
+    assert_eq!(plain.code, Some(0));
+    assert_eq!(plain.stdout.lines().count(), 1);
+    assert_eq!(dir.run("explain", &["--flows", &path, "-o", "json"]), plain);
+    assert_eq!(
+        dir.run("explain", &["--flows", &dir.0.path().display().to_string()]),
+        Answer::new(2, "", "error: --flows DIR: is a directory\n")
+    );
+}
+
+#[test]
 fn an_answer_does_not_wait_for_the_next_question() {
     use std::io::{BufRead as _, BufReader};
     let dir = Directory::new(THREE_TIERS);

@@ -56,10 +56,10 @@ pub(super) struct Args {
     family: Option<Family>,
 
     /// Answer one flow a line from this file (`-`: standard input), as JSON lines.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "to", "port", "protocol", "family", "output"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "to", "port", "protocol", "family"])]
     flows: Option<PathBuf>,
 
-    /// How to answer.
+    /// How to answer one flow; --flows always answers in JSON lines.
     #[arg(short, long, default_value = "text")]
     output: Output,
 }
@@ -89,7 +89,11 @@ fn many(judge: &Judge<'_>, flows: &Path) -> anyhow::Result<Exit> {
             .context("answering flows from standard input")?
     } else {
         let what = || format!("--flows {}", flows.display());
-        let file = File::open(flows).map_err(|error| BadInput(format!("{}: {error}", what())))?;
+        let bad = |error: io::Error| BadInput(format!("{}: {error}", what()));
+        let file = File::open(flows).map_err(bad)?;
+        if file.metadata().map_err(bad)?.is_dir() {
+            return Err(bad(io::ErrorKind::IsADirectory.into()).into());
+        }
         bulk::run(judge, file, output, workers).with_context(what)?
     };
     if tally.bad > 0 {

@@ -185,10 +185,14 @@ fn exit_of(error: &anyhow::Error) -> Exit {
 
 /// The reader of our output went away (`| head`): nobody is left to be told.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<serde_json::Error>() {
+        // Does not give the error of the writer as its source.
+        Some(error) => error.io_error_kind(),
+        None => cause.downcast_ref::<io::Error>().map(io::Error::kind),
+    };
     error
         .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+        .any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
 }
 
 fn start_log(cli: &Cli) -> Result<(), tracing_subscriber::filter::ParseError> {
@@ -214,6 +218,24 @@ mod tests {
     #[test]
     fn arguments_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_no_error() {
+        struct Gone;
+        impl io::Write for Gone {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let json = serde_json::to_writer(Gone, "x").unwrap_err();
+        let plain: io::Error = io::ErrorKind::BrokenPipe.into();
+        assert!(is_broken_pipe(&anyhow::Error::from(json).context("printing")));
+        assert!(is_broken_pipe(&anyhow::Error::from(plain).context("printing")));
+        assert!(!is_broken_pipe(&anyhow::anyhow!("bug")));
     }
 
     #[test]
