@@ -2,9 +2,10 @@
 //!
 //! [`net`] builds namespaces, links and sockets and finds what killed runs left; [`packet`] builds packets as
 //! bytes; both know nothing of netpol. [`program`] runs packets through the real object; [`cluster`] runs real
-//! agents on nodes made of namespaces.
+//! agents on nodes made of namespaces; [`harness`] runs tests that need more than every kernel has.
 
 pub mod cluster;
+pub mod harness;
 pub mod net;
 pub mod packet;
 pub mod program;

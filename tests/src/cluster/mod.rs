@@ -23,7 +23,7 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -36,7 +36,7 @@ pub use node::{Node, PodPlace};
 pub use policy::Policy;
 pub use traffic::{Counter, Talk, count};
 
-use crate::net::{Namespace, Rig};
+use crate::net::{Namespace, Rig, wait_until};
 
 /// How long an edit may take until it is in force.
 const IN_FORCE: Duration = Duration::from_secs(30);
@@ -292,7 +292,6 @@ impl Cluster {
     /// Where one does not in time, or ends.
     pub fn wait(&mut self) -> Result<()> {
         let marker = format!("{MARKER}/edit-{}", self.edits);
-        let end = Instant::now() + IN_FORCE;
         for node in &mut self.nodes {
             let Some(agent) = &mut node.agent else { continue };
             let local: Vec<_> = self
@@ -301,16 +300,13 @@ impl Cluster {
                 .filter(|(_, place)| place.node == node.name)
                 .map(|(name, _)| name)
                 .collect();
-            while !agent.enforces(&marker, &local)? {
-                if Instant::now() > end {
-                    bail!(
-                        "the agent of {} does not enforce {marker} after {IN_FORCE:?}: {:#}\n{}",
-                        node.name,
-                        agent.status(),
-                        agent.log()
-                    );
-                }
-                std::thread::sleep(Duration::from_millis(10));
+            if !wait_until(IN_FORCE, || agent.enforces(&marker, &local))? {
+                bail!(
+                    "the agent of {} does not enforce {marker} after {IN_FORCE:?}: {:#}\n{}",
+                    node.name,
+                    agent.status(),
+                    agent.log()
+                );
             }
         }
         Ok(())

@@ -14,9 +14,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::net::Namespace;
+use crate::net::{Namespace, patience};
 
-/// A TCP connection to a [`crate::net::Responder`], which says its name and then echoes.
+/// How long a conversation may take to come about.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A TCP connection or SCTP association to a [`crate::net::Responder`], which says its name and then echoes.
 #[derive(Debug)]
 pub struct Talk {
     stream: TcpStream,
@@ -29,11 +32,26 @@ impl Talk {
     /// # Errors
     /// Where no connection comes about.
     pub fn open(namespace: &Namespace, to: SocketAddr) -> Result<Self> {
-        let mut stream = namespace
-            .connect(to, Duration::from_secs(3))
+        let stream = namespace
+            .connect(to, patience(PATIENCE))
             .with_context(|| format!("connect {} to {to}", namespace.label()))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+        Self::greeted(stream, to)
+    }
+
+    /// Opens an SCTP association and reads the name.
+    ///
+    /// # Errors
+    /// Where none comes about.
+    pub fn open_sctp(namespace: &Namespace, to: SocketAddr) -> Result<Self> {
+        let stream = namespace
+            .associate(to, patience(PATIENCE))
+            .with_context(|| format!("associate {} with {to}", namespace.label()))?;
+        Self::greeted(stream, to)
+    }
+
+    fn greeted(mut stream: TcpStream, to: SocketAddr) -> Result<Self> {
+        stream.set_read_timeout(Some(patience(PATIENCE)))?;
         let mut byte = [0];
         while byte != *b"\n" {
             stream

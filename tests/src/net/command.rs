@@ -13,6 +13,8 @@ use nix::{
     unistd::Pid,
 };
 
+use super::patience;
+
 /// How long a helper program (`ip`, `nft`, ...) may take.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -45,7 +47,7 @@ pub fn run_with_input(program: &str, args: &[&str], input: &str) -> Result<Strin
     // A program that ends without reading all of it says so by its status.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
-    let Ok(output) = receive.recv_timeout(TIMEOUT) else {
+    let Ok(output) = receive.recv_timeout(patience(TIMEOUT)) else {
         let _ = kill(pid, Signal::SIGKILL);
         bail!("`{}` did not end within {TIMEOUT:?}", line());
     };

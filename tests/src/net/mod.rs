@@ -16,6 +16,7 @@ mod wire;
 use std::{
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -33,6 +34,35 @@ pub use wire::Wire;
 pub const NETNS_DIR: &str = "/run/netns";
 /// Where pins are.
 pub const BPF_DIR: &str = "/sys/fs/bpf";
+
+/// `limit`, as many times over as `NETPOL_SLOW` says that this machine is slower than usual (an emulated one). For
+/// limits that only tell *late* from *never*.
+#[must_use]
+pub fn patience(limit: Duration) -> Duration {
+    let factor = std::env::var("NETPOL_SLOW")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    limit * factor.unwrap_or(1)
+}
+
+/// Waits until `done`, asking again after as long as the last question took, so that asking leaves the asked half of
+/// the time. Whether it came true within `limit`.
+///
+/// # Errors
+/// Those of `done`.
+pub fn wait_until(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let end = Instant::now() + patience(limit);
+    loop {
+        let asked = Instant::now();
+        if done()? {
+            return Ok(true);
+        }
+        if asked > end {
+            return Ok(false);
+        }
+        std::thread::sleep(asked.elapsed().max(Duration::from_millis(10)));
+    }
+}
 
 /// The owner of everything that one test (or one sandbox) creates. Dropping it removes its directories;
 /// namespaces and processes have guards of their own.

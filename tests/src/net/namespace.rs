@@ -18,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{NETNS_DIR, Owner, command};
+use super::{NETNS_DIR, Owner, command, sctp};
 
 /// A named network namespace; dropping it removes it.
 #[derive(Debug)]
@@ -204,6 +204,14 @@ impl Namespace {
     /// As `connect`; `TimedOut` after `timeout`.
     pub fn connect(&self, address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
         self.run(|| TcpStream::connect_timeout(&address, timeout))
+    }
+
+    /// An SCTP association with `address`, as a stream of its first stream's bytes; only where the kernel has SCTP.
+    ///
+    /// # Errors
+    /// As `connect`; `TimedOut` after `timeout`.
+    pub fn associate(&self, address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+        self.run(|| sctp::associate(address, timeout))
     }
 
     /// A UDP socket bound to `address` whose reads give up after two seconds.

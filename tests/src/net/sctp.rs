@@ -4,9 +4,12 @@
 use std::{
     io,
     mem::MaybeUninit,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    time::Duration,
 };
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::packet::{protocol, sctp};
 
@@ -65,6 +68,21 @@ pub(super) fn connect(from: Option<IpAddr>, to: SocketAddr) -> io::Result<OwnedF
         _ => Err(error),
     })?;
     Ok(fd)
+}
+
+/// An association with `to`; only where [`kernel_has_sctp`].
+pub(super) fn associate(to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let fd = connect(None, to)?;
+    let millis = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+    if poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)], millis)? == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let stream = TcpStream::from(fd);
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 fn bind_to(fd: &OwnedFd, address: SocketAddr) -> io::Result<()> {

@@ -6,16 +6,16 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use netpol_policy::model::Snapshot;
 use nix::sys::signal::Signal;
 use serde_json::Value as Json;
 
 use super::{build::Network, layout::Layout, pod::cni_results};
-use crate::net::{Child, Rig};
+use crate::net::{Child, Rig, wait_until};
 
 /// How long an agent may take until it says that everything is in force.
 const READY: Duration = Duration::from_secs(60);
@@ -95,36 +95,35 @@ impl Agents {
         stop: &dyn Fn() -> Result<()>,
     ) -> Result<()> {
         let policies: BTreeSet<String> = snapshot.policies.keys().map(ToString::to_string).collect();
-        let end = Instant::now() + READY;
         for (at, agent) in self.agents.iter_mut().enumerate() {
             let pods = layout
                 .pods
                 .iter()
                 .filter(|pod| pod.node == at && !pod.host_network);
             let pods: BTreeSet<String> = pods.map(|pod| pod.name.to_string()).collect();
-            loop {
+            let mut last = Json::Null;
+            let ready = wait_until(READY, || {
                 stop()?;
-                let status = status(&self.binary, agent);
-                if in_force(&status["agent"], &policies, &pods) {
-                    break;
+                last = status(&self.binary, agent);
+                if in_force(&last["agent"], &policies, &pods) {
+                    return Ok(true);
                 }
-                if let Some(status) = agent.child.inner().try_wait().context("wait for an agent")? {
-                    bail!(
+                match agent.child.inner().try_wait().context("wait for an agent")? {
+                    Some(status) => bail!(
                         "the agent of {} ended ({status}):\n{}",
                         agent.node,
                         tail(&agent.log)
-                    );
+                    ),
+                    None => Ok(false),
                 }
-                if Instant::now() > end {
-                    let said = &status["agent"]["errors"];
-                    bail!(
-                        "the agent of {} does not enforce everything after {READY:?}; it says {said}; its log:\n{}",
-                        agent.node,
-                        tail(&agent.log)
-                    );
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            })?;
+            ensure!(
+                ready,
+                "the agent of {} does not enforce everything after {READY:?}; it says {}; its log:\n{}",
+                agent.node,
+                last["agent"]["errors"],
+                tail(&agent.log)
+            );
         }
         Ok(())
     }

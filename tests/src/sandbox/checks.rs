@@ -18,7 +18,7 @@ use super::{
     layout::Layout,
     services::{Backend, CHOICES, Virtual},
 };
-use crate::net::{Namespace, Outcome, Probe, Responder, Transport, probe_all};
+use crate::net::{Namespace, Outcome, Probe, Responder, Transport, patience, probe_all};
 
 /// How long the first answer may take: most probes that are never answered cost this.
 const PATIENCE: Duration = Duration::from_millis(700);
@@ -514,8 +514,8 @@ pub fn ask(
     let mut outcomes: Vec<Outcome> = vec![Outcome::Silent; checks.len()];
     let mut tries = vec![0; checks.len()];
     let mut open: Vec<usize> = (0..checks.len()).collect();
-    for patience in [PATIENCE, MORE_PATIENCE, MORE_PATIENCE] {
-        for (at, outcome) in round(network, questions, checks, &open, patience, stop)? {
+    for limit in [PATIENCE, patience(MORE_PATIENCE), patience(MORE_PATIENCE)] {
+        for (at, outcome) in round(network, questions, checks, &open, limit, stop)? {
             outcomes[at] = outcome;
             tries[at] += 1;
         }
