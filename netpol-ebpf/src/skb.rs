@@ -118,6 +118,10 @@ mod kernel {
 
         #[inline(always)]
         fn ingress_ifindex(&self) -> u32 {
+            if cfg!(feature = "ingress-in-priority") {
+                // SAFETY: a context field.
+                return unsafe { (*self.ctx).priority };
+            }
             // SAFETY: a context field.
             unsafe { (*self.ctx).ingress_ifindex }
         }

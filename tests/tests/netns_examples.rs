@@ -9,8 +9,12 @@ use netpol_tests::{
     sandbox::{Options, Run, Sandbox, Scene, build::Backend, report::differences},
 };
 
+/// `NETPOL_EXAMPLES`, else the repository's.
 fn examples() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples")
+    std::env::var_os("NETPOL_EXAMPLES").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples")),
+        PathBuf::from,
+    )
 }
 
 /// A line of `expect.txt`: `allow FROM TO PROTOCOL/PORT`.

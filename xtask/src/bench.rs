@@ -79,7 +79,7 @@ struct Row {
 
 /// The verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let toolchain = setup::ensure(setup::Need::Run)?;
+    let toolchain = setup::ensure(setup::Need::RUN)?;
     ebpf::object(&toolchain)?;
     ebpf::bench_object(&toolchain)?;
     let mut cargo = bench(args.debug);

@@ -22,7 +22,7 @@ pub(crate) struct Args {
 
 /// The verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let toolchain = setup::ensure(setup::Need::Build)?;
+    let toolchain = setup::ensure(setup::Need::BUILD)?;
     ebpf::object(&toolchain)?;
     agent(args.debug)?;
     Ok(ExitCode::SUCCESS)

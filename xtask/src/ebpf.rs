@@ -16,13 +16,16 @@ use crate::{
 
 const TARGET: &str = "bpfel-unknown-none";
 
+/// Cargo's directory for the object.
+const BUILD_DIR: &str = "target/bpf-build";
+
 /// `cargo xtask ebpf`
 #[derive(clap::Args)]
 pub(crate) struct Args {}
 
 /// The verb.
 pub(crate) fn run(_: &Args) -> Result<ExitCode> {
-    object(&setup::ensure(setup::Need::Build)?)?;
+    object(&setup::ensure(setup::Need::BUILD)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -31,7 +34,7 @@ pub(crate) fn run(_: &Args) -> Result<ExitCode> {
 /// # Errors
 /// The compiler's, or a file can't be read or written.
 pub(crate) fn object(toolchain: &Toolchain) -> Result<PathBuf> {
-    build(toolchain, "netpol")
+    build(toolchain, "netpol", &[])
 }
 
 /// Builds the object that drives them in the bench.
@@ -39,21 +42,27 @@ pub(crate) fn object(toolchain: &Toolchain) -> Result<PathBuf> {
 /// # Errors
 /// As [`object`].
 pub(crate) fn bench_object(toolchain: &Toolchain) -> Result<PathBuf> {
-    build(toolchain, "netpol-bench")
+    build(toolchain, "netpol-bench", &[])
 }
 
-/// Builds `target/bpf/NAME.o`; the file is written only when its content changed, so nothing that embeds it is rebuilt in
-/// vain.
-fn build(toolchain: &Toolchain, name: &str) -> Result<PathBuf> {
+/// Builds `target/bpf/netpol-ingress-in-priority.o`, which program tests load on a kernel whose BPF_PROG_TEST_RUN can't
+/// set `ingress_ifindex`: the same programs, but for where they read it.
+///
+/// # Errors
+/// As [`object`].
+pub(crate) fn object_for_old_test_runs(toolchain: &Toolchain) -> Result<PathBuf> {
+    build(toolchain, "netpol", &["ingress-in-priority"])
+}
+
+/// Builds `target/bpf/BIN-FEATURES.o`; the file is written only when its content changed, so nothing that embeds it is
+/// rebuilt in vain.
+fn build(toolchain: &Toolchain, bin: &str, features: &[&str]) -> Result<PathBuf> {
     let mut cargo = cargo(toolchain, "build");
-    cargo.args(["--bin", name]);
+    cargo.args(["--bin", bin, "--features", &features.join(",")]);
     let time = run_quietly("eBPF object", &mut cargo)?;
-    let built = root()
-        .join("target/bpf-build")
-        .join(TARGET)
-        .join("release")
-        .join(name);
+    let built = root().join(BUILD_DIR).join(TARGET).join("release").join(bin);
     let new = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    let name = [&[bin], features].concat().join("-");
     let object = root().join(format!("target/bpf/{name}.o"));
     let size = new.len() / 1024;
     if fs::read(&object).is_ok_and(|old| old == new) {
@@ -90,14 +99,8 @@ pub(crate) fn cargo(toolchain: &Toolchain, subcommand: &str) -> Command {
     ];
     cargo
         .args(["--release", "--package", "netpol-ebpf"])
-        .args([
-            "-Z",
-            "build-std=core",
-            "--target",
-            TARGET,
-            "--target-dir",
-            "target/bpf-build",
-        ])
+        .args(["-Z", "build-std=core", "--target", TARGET])
+        .args(["--target-dir", BUILD_DIR])
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env("CARGO_CFG_BPF_TARGET_ARCH", arch)
         // The linker sees the whole program as bitcode and optimises it; nothing of it may be stripped before.

@@ -23,7 +23,10 @@ pub(crate) struct Args {
 
 /// The verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let toolchain = setup::ensure(setup::Need::Lint)?;
+    let toolchain = setup::ensure(setup::Need {
+        clippy: true,
+        ..setup::Need::BUILD
+    })?;
     let mut format = build::cargo_plain("fmt");
     format.arg("--all");
     if !args.fix {

@@ -132,7 +132,7 @@ fn directory(dir: &Path) -> Result<PathBuf> {
 
 /// Builds what is needed.
 fn prepare() -> Result<Command> {
-    let toolchain = setup::ensure(setup::Need::Run)?;
+    let toolchain = setup::ensure(setup::Need::RUN)?;
     ebpf::object(&toolchain)?;
     let agent = build::agent(true)?;
     let mut cargo = build::cargo("build");

@@ -5,7 +5,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::{
-    preflight,
+    kernels,
+    preflight::{self, Machine},
     toolchain::{self, BPF_LINKER_VERSION, Compiler, DEBIAN_LLVM, DEBIAN_PACKAGES, Linker, Toolchain},
     ui::{self, run_quietly, run_step, say},
 };
@@ -24,20 +25,52 @@ pub(crate) struct Args {
     build_only: bool,
 }
 
-/// What a verb needs.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Need {
+/// What a verb needs beside the toolchain that builds everything.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Need {
+    /// To load programs and make namespaces.
+    pub(crate) run: bool,
+    /// To check the eBPF crate's code.
+    pub(crate) clippy: bool,
+    /// To boot other kernels.
+    pub(crate) kernels: bool,
+}
+
+impl Need {
     /// To build; no root if the tools are here.
-    Build,
-    /// To load programs and make namespaces, too.
-    Run,
-    /// To check the code, too.
-    Lint,
+    pub(crate) const BUILD: Self = Self {
+        run: false,
+        clippy: false,
+        kernels: false,
+    };
+    /// To build, load programs and make namespaces.
+    pub(crate) const RUN: Self = Self {
+        run: true,
+        ..Self::BUILD
+    };
+
+    /// Debian's packages; dpkg knows which of them are here.
+    fn packages(self, found: Option<&Toolchain>) -> Vec<&'static str> {
+        let mut packages = Vec::new();
+        if found.is_none() {
+            packages.extend_from_slice(DEBIAN_PACKAGES);
+        }
+        if self.run && !has_test_programs() {
+            packages.extend_from_slice(TEST_PACKAGES);
+        }
+        if self.clippy && found.is_none_or(|found| found.compiler == Compiler::Debian) {
+            packages.extend_from_slice(LINT_PACKAGES);
+        }
+        if self.kernels {
+            packages.extend_from_slice(kernels::PACKAGES);
+        }
+        packages
+    }
 }
 
 /// The verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    ensure(if args.build_only { Need::Build } else { Need::Run })?;
+    ensure(if args.build_only { Need::BUILD } else { Need::RUN })?;
     say("setup", "complete");
     Ok(ExitCode::SUCCESS)
 }
@@ -45,35 +78,27 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 /// Makes sure that everything for `need` is here, and returns the toolchain.
 ///
 /// # Errors
-/// [`Missing`] where something is absent that can't be installed, before anything was changed.
+/// [`preflight::Missing`] where something is absent that can't be installed, before anything was changed.
 pub(crate) fn ensure(need: Need) -> Result<Toolchain> {
-    let mut missing = if need >= Need::Run {
-        preflight::kernel()
-    } else {
-        Vec::new()
-    };
+    let machine = Machine::this();
     let found = Toolchain::find();
-    let mut packages = Vec::new();
-    if found.is_none() {
-        packages.extend_from_slice(DEBIAN_PACKAGES);
+    let absent = toolchain::absent_packages(&need.packages(found.as_ref()));
+    let mut missing = Vec::new();
+    if need.run {
+        missing.extend(machine.lacks_to_run());
     }
-    if need >= Need::Run && !has_test_programs() {
-        packages.extend_from_slice(TEST_PACKAGES);
+    if need.kernels {
+        missing.extend(kernels::obstacle());
     }
-    if need >= Need::Lint
-        && found
-            .as_ref()
-            .is_none_or(|found| found.compiler == Compiler::Debian)
-    {
-        packages.extend_from_slice(LINT_PACKAGES);
-    }
-    missing.extend(toolchain::obstacles(&packages));
+    missing.extend(machine.lacks_to_install(&absent));
     preflight::require(missing)?;
-
-    install_packages(&packages)?;
-    if need >= Need::Run {
+    if need.run {
         mount_bpffs()?;
     }
+    if found.is_none() && !has_linker() {
+        preflight::require(Vec::from_iter(registry_out_of_reach()))?;
+    }
+    install(&absent)?;
     let toolchain = match found {
         Some(found) => found,
         None => complete_toolchain()?,
@@ -91,15 +116,36 @@ fn has_test_programs() -> bool {
         })
 }
 
-/// Installs those of `packages` that are absent; root and Debian were checked before.
+/// Whether the linker that [`complete_toolchain`] makes is here, as after a run that was broken off.
+fn has_linker() -> bool {
+    toolchain::own_tools().join("bin/bpf-linker").is_file()
+}
+
+/// The linker is built from crates.io: asked before packages are installed that are of no use without it.
+fn registry_out_of_reach() -> Option<String> {
+    let mut cargo = Command::new("cargo");
+    toolchain::without_cargo_environment(&mut cargo);
+    cargo.args(["info", "--quiet", &format!("bpf-linker@{BPF_LINKER_VERSION}")]);
+    // Asked from outside the workspace, or cargo would look for a package of this name in it.
+    cargo.current_dir("/");
+    let what = "bpf-linker in the registry";
+    let error = run_quietly(what, &mut cargo).err()?;
+    Some(format!(
+        "bpf-linker {BPF_LINKER_VERSION} is to be built from crates.io, which can't be reached: connect this machine, or name a proxy \
+         (https_proxy) or a mirror (source replacement in ~/.cargo/config.toml). {error:#}"
+    ))
+}
+
+/// Installs Debian packages; that they are absent, root and Debian were checked before. They are all downloaded before
+/// the first is unpacked.
 ///
 /// # Errors
-/// apt's.
-pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
-    let absent = toolchain::absent_packages(packages);
+/// [`preflight::Missing`] where they can't be downloaded; apt's own after that.
+fn install(absent: &[String]) -> Result<()> {
     if absent.is_empty() {
         return Ok(());
     }
+    let list = absent.join(" ");
     let apt = |args: &[&str]| {
         let mut command = Command::new("apt-get");
         // Packages are never configured by questions here; a lock of another apt is waited for.
@@ -109,24 +155,42 @@ pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
             .args(args);
         command
     };
-    run_quietly("apt-get update", &mut apt(&["update"]))?;
-    let mut install = apt(&["install", "--no-install-recommends"]);
-    run_step(
-        &format!("Debian packages {}", absent.join(" ")),
-        install.args(&absent),
-    )
+    let install = ["install", "--no-install-recommends"];
+    let download = || -> Result<()> {
+        run_quietly("apt-get update", &mut apt(&["update"]))?;
+        run_quietly(
+            "download of Debian packages",
+            apt(&install).arg("--download-only").args(absent),
+        )?;
+        Ok(())
+    };
+    if let Err(error) = download() {
+        let missing = format!(
+            "Debian packages are missing and can't be downloaded: connect this machine, name a proxy (http_proxy), or give \
+             /etc/apt/sources.list.d a mirror that can be reached; then run again, or apt-get install {list}. {error:#}"
+        );
+        return Err(preflight::Missing(vec![missing]).into());
+    }
+    run_step(&format!("Debian packages {list}"), apt(&install).args(absent))
 }
 
 /// Pins and links need a bpffs; the kernel has it, so it is only a mount.
 fn mount_bpffs() -> Result<()> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
-    if mounts.lines().any(|line| line.split(' ').nth(2) == Some("bpf")) {
+    let here = |line: &str| {
+        let mut words = line.split(' ').skip(1);
+        words.next() == Some("/sys/fs/bpf") && words.next() == Some("bpf")
+    };
+    if mounts.lines().any(here) {
         return Ok(());
     }
-    run_step(
-        "bpffs at /sys/fs/bpf",
-        Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]),
-    )
+    let mount = ["-t", "bpf", "bpf", "/sys/fs/bpf"];
+    run_step("bpffs at /sys/fs/bpf", Command::new("mount").args(mount)).map_err(|error| {
+        let missing = format!(
+            "no bpffs at /sys/fs/bpf, and it can't be mounted (in a container: start it with --privileged -v /sys/fs/bpf:/sys/fs/bpf). {error:#}"
+        );
+        preflight::Missing(vec![missing]).into()
+    })
 }
 
 fn complete_toolchain() -> Result<Toolchain> {

@@ -133,10 +133,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         some => some,
     };
     let kernel = layers.iter().any(|layer| layer.needs_kernel());
-    let toolchain = setup::ensure(if kernel {
-        setup::Need::Run
-    } else {
-        setup::Need::Build
+    let toolchain = setup::ensure(setup::Need {
+        run: kernel,
+        kernels: args.kernels,
+        ..setup::Need::BUILD
     })?;
     ebpf::object(&toolchain)?;
     if kernel || args.kernels {
@@ -147,7 +147,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         sum += run_layer(*layer, args)?;
     }
     if args.kernels {
-        sum += kernels::all()?;
+        sum += kernels::all(&toolchain)?;
     }
     println!("{sum}");
     if sum.passed + sum.failed == 0 {
@@ -192,13 +192,24 @@ fn run_layer(layer: Layer, args: &Args) -> Result<Count> {
         count.failed = count.failed.max(1);
         eprintln!("{}\n(all of it: {})", failure(&text), log.display());
     }
-    report(layer.name(), count, time);
+    report(layer.name(), count, time, &text);
     Ok(count)
 }
 
-/// Says how a group of tests went.
-pub(crate) fn report(what: &str, count: Count, time: Duration) {
+/// Says how a group of tests went, and which of them were left out and why.
+pub(crate) fn report(what: &str, count: Count, time: Duration, log: &str) {
     say(what, &format!("{count} ({})", seconds(time)));
+    for (name, reason) in skipped(log) {
+        say(&format!("{what}, skipped {name}"), reason);
+    }
+}
+
+/// Name and reason of each ignored test of a libtest log.
+fn skipped(log: &str) -> impl Iterator<Item = (&str, &str)> {
+    log.lines().filter_map(|line| {
+        let (name, end) = line.strip_prefix("test ")?.split_once(" ... ignored")?;
+        Some((name, end.strip_prefix(", ").unwrap_or("no reason given")))
+    })
 }
 
 /// The arguments that make cargo run the layer's targets; empty where it has none.
@@ -331,6 +342,14 @@ mod tests {
                 skipped: 1
             }
         );
+    }
+
+    #[test]
+    fn what_is_left_out_is_said() {
+        let log =
+            "test a ... ok\ntest b ... ignored, no SCTP sockets\ntest c::d ... ignored\ntest result: ok.\n";
+        let found: Vec<_> = skipped(log).collect();
+        assert_eq!(found, [("b", "no SCTP sockets"), ("c::d", "no reason given")]);
     }
 
     #[test]

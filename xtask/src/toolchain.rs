@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-use crate::{preflight, ui::root};
+use crate::ui::root;
 
 /// The release that `setup` installs.
 pub(crate) const BPF_LINKER_VERSION: &str = "0.13.0";
@@ -205,35 +205,6 @@ pub(crate) fn absent_packages(packages: &[&str]) -> Vec<String> {
         .filter(|name| !here(name))
         .map(|name| (*name).to_owned())
         .collect()
-}
-
-/// What keeps `setup` from making a toolchain complete: another distribution, or no right to install.
-pub(crate) fn obstacles(packages: &[&str]) -> Vec<String> {
-    let absent = absent_packages(packages);
-    if absent.is_empty() {
-        return Vec::new();
-    }
-    let (id, version) = preflight::distribution();
-    let list = absent.join(" ");
-    if (id.as_str(), version.as_str()) != ("debian", "12") {
-        let name = if id.is_empty() {
-            "an unknown distribution".to_owned()
-        } else {
-            format!("{id} {version}")
-        };
-        return vec![format!(
-            "this is {name}; setup installs packages on Debian 12 only. Here, provide: a rustup nightly with the core source \
-             (rustup toolchain install nightly --component rust-src), a bpf-linker in PATH whose LLVM is not older than that \
-             nightly's (cargo install bpf-linker; it must link libLLVM dynamically, so that its version can be seen), and for the tests ip, nft and iptables. \
-             Debian's names: {list}"
-        )];
-    }
-    if !preflight::is_root() {
-        return vec![format!(
-            "packages are missing and only root can install them: sudo apt-get install {list}"
-        )];
-    }
-    Vec::new()
 }
 
 /// Takes away what cargo and rustup told the process that runs xtask about *its* toolchain and package.

@@ -333,18 +333,28 @@ impl Machine {
     }
 }
 
+/// Set where the kernel's test run knows no `ingress_ifindex` and `NETPOL_EBPF_OBJECT` names the object that was
+/// built to read it from `priority`.
+const INGRESS_IN_PRIORITY: &str = "NETPOL_INGRESS_IN_PRIORITY";
+
 /// At least as long as any kernel's `struct __sk_buff`; the kernel accepts a longer one that ends in zeros.
 const CONTEXT: usize = 256;
 // Offsets in `struct __sk_buff` (include/uapi/linux/bpf.h).
 const MARK: usize = 8;
+const PRIORITY: usize = 32;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 
 pub(super) fn context(input: Input) -> [u8; CONTEXT] {
     let mut context = [0; CONTEXT];
+    let ingress_at = if env::var_os(INGRESS_IN_PRIORITY).is_some() {
+        PRIORITY
+    } else {
+        INGRESS_IFINDEX
+    };
     for (at, value) in [
         (MARK, input.mark),
-        (INGRESS_IFINDEX, input.ingress_ifindex),
+        (ingress_at, input.ingress_ifindex),
         (IFINDEX, input.ifindex),
     ] {
         context[at..at + 4].copy_from_slice(&value.to_ne_bytes());

@@ -189,7 +189,10 @@ pub(super) fn programs(dir: &Path, suite: &Suite) -> Result<PathBuf> {
             copy(&plugin, &inside(&root, &plugin))?;
         }
     }
-    copy(&suite.object, &root.join("tests/netpol.o"))?;
+    for object in &suite.objects {
+        let name = object.file_name().context("an object without name")?;
+        copy(object, &root.join("tests").join(name))?;
+    }
     for binary in &suite.binaries {
         let target = root
             .join("tests")
@@ -199,6 +202,12 @@ pub(super) fn programs(dir: &Path, suite: &Suite) -> Result<PathBuf> {
             .arg("-o")
             .args([&target, binary]))?;
         carried.insert(binary.clone());
+    }
+    let mut examples = Vec::new();
+    files(&suite.examples, &mut examples)?;
+    for example in examples {
+        let below = example.strip_prefix(&suite.examples)?;
+        copy(&example, &root.join("tests/examples").join(below))?;
     }
     for library in libraries(&carried)? {
         copy(&library, &inside(&root, &library))?;

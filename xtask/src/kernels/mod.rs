@@ -15,12 +15,10 @@ use anyhow::{Context as _, Result};
 
 use self::{boot::Limits, report::Report};
 use crate::{
-    build, ebpf,
-    preflight::{self, Missing},
-    setup,
-    test::Count,
-    toolchain,
-    ui::{root, say, seconds, tail},
+    build, ebpf, setup,
+    test::{Count, report as report_tests},
+    toolchain::Toolchain,
+    ui::{root, say, tail},
 };
 
 /// A kernel and the Debian suite that carries it.
@@ -47,10 +45,10 @@ const KERNELS: &[Kernel] = &[
 ];
 
 /// Debian packages of this verb, beyond those of the other verbs.
-const PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "kmod", "cpio"];
+pub(crate) const PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "kmod", "cpio"];
 
 /// How long one job (a test binary) may take in the guest, where everything is some fifteen times slower.
-const JOB: Duration = Duration::from_secs(420);
+const JOB: Duration = Duration::from_secs(600);
 
 /// One thing to run in the guest.
 #[derive(Debug, Clone)]
@@ -67,6 +65,10 @@ pub(crate) struct Args {
     /// Which kernels (5.10, 6.1, 6.12); all where none is named.
     #[arg(value_parser = parse_kernel)]
     only: Vec<&'static Kernel>,
+
+    /// Only the jobs (test targets) with this name.
+    #[arg(long, value_name = "NAME")]
+    job: Option<String>,
 }
 
 fn parse_kernel(name: &str) -> Result<&'static Kernel, String> {
@@ -86,12 +88,19 @@ fn parse_kernel(name: &str) -> Result<&'static Kernel, String> {
 /// The verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     // The host runs nothing of it: no root needed, unless packages are missing.
-    let toolchain = setup::ensure(setup::Need::Build)?;
+    let toolchain = setup::ensure(setup::Need {
+        kernels: true,
+        ..setup::Need::BUILD
+    })?;
     ebpf::object(&toolchain)?;
     build::agent(true)?;
     let sum = match &*args.only {
-        [] => all(),
-        only => test(only),
+        [] => test(
+            &toolchain,
+            &KERNELS.iter().collect::<Vec<_>>(),
+            args.job.as_deref(),
+        ),
+        only => test(&toolchain, only, args.job.as_deref()),
     }?;
     println!("{sum}");
     Ok(if sum.failed == 0 {
@@ -101,27 +110,33 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
+/// What keeps this machine from emulating the kernels, whatever is installed.
+pub(crate) fn obstacle() -> Option<String> {
+    (std::env::consts::ARCH != "x86_64").then(|| {
+        format!(
+            "the other kernels are emulated for x86_64, with binaries of this machine, which is {}: run it on an x86_64 machine",
+            std::env::consts::ARCH
+        )
+    })
+}
+
 /// Runs the tests on every kernel, with the object and the debug agent that are there.
 ///
 /// # Errors
-/// When a tool is missing, or a kernel can't be fetched. A guest that dies, or a test that fails, is counted.
-pub(crate) fn all() -> Result<Count> {
-    test(&KERNELS.iter().collect::<Vec<_>>())
+/// A kernel can't be fetched. A guest that dies, or a test that fails, is counted.
+pub(crate) fn all(toolchain: &Toolchain) -> Result<Count> {
+    test(toolchain, &KERNELS.iter().collect::<Vec<_>>(), None)
 }
 
-fn test(kernels: &[&Kernel]) -> Result<Count> {
-    if std::env::consts::ARCH != "x86_64" {
-        return Err(Missing(vec![
-            "the other kernels are emulated for x86_64, with binaries of this machine".into(),
-        ])
-        .into());
-    }
-    preflight::require(toolchain::obstacles(PACKAGES))?;
-    setup::install_packages(PACKAGES)?;
+fn test(toolchain: &Toolchain, kernels: &[&Kernel], job: Option<&str>) -> Result<Count> {
+    let objects = vec![
+        root().join("target/bpf/netpol.o"),
+        ebpf::object_for_old_test_runs(toolchain)?,
+    ];
     // apt and cpio run in folders of their own, so the path is absolute.
     let cache = root().join(".cache/kernels");
     fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
-    let suite = suite::build()?;
+    let suite = suite::build(objects, job)?;
     let programs = image::programs(&cache, &suite)?;
     let mut sum = Count::default();
     for kernel in kernels {
@@ -143,8 +158,12 @@ fn one(cache: &Path, kernel: &Kernel, programs: &Path, jobs: &[Job]) -> Result<C
     say(&name, &format!("booting {}", tree.release));
     let (report, late) = boot::boot(&tree.image, &initrd, &console, Limits { job: JOB }, |report| {
         if let Some(job) = report.jobs.last() {
-            let result = job.result();
-            say(&name, &format!("{}: {result} ({})", job.name, seconds(job.took)));
+            report_tests(
+                &format!("{name}, {}", job.name),
+                job.result(),
+                job.took,
+                &job.output,
+            );
         }
     })?;
     let mut count = report.count();

@@ -7,25 +7,84 @@ use anyhow::{Context, Result, ensure};
 use super::{Job, fetch::output};
 use crate::{build, ui::root};
 
-/// Test targets of `netpol-tests`, in the order in which they run, with arguments for the harness.
-const TARGETS: &[(&str, &str)] = &[("program_load", "--nocapture")];
+/// One test target of `netpol-tests` in the guest.
+#[derive(Debug)]
+struct Target {
+    name: &'static str,
+    /// For the guest's shell, before the harness starts.
+    before: &'static str,
+    /// For the harness.
+    arguments: &'static str,
+}
+
+const fn target(name: &'static str, arguments: &'static str) -> Target {
+    Target {
+        name,
+        before: "",
+        arguments,
+    }
+}
+
+/// In the order in which they run. Everything is slower there, so of what this machine's kernel answers as well
+/// only a choice runs.
+const TARGETS: &[Target] = &[
+    target("program_load", "--nocapture"),
+    Target {
+        before: OLD_TEST_RUN,
+        ..target("program", "")
+    },
+    target("netns_rig", ""),
+    target("netns_sctp", ""),
+    target("netns_examples", "--test-threads 1 --exact three_tier db_policy"),
+];
+
+/// Random cases of a property in the guest (flows; the tests divide by how many there are in a snapshot).
+const CASES: u32 = 1_200;
 
 /// What goes into the guest.
 #[derive(Debug)]
 pub(super) struct Suite {
-    /// The kernel object.
-    pub(super) object: PathBuf,
+    /// Copied to `/tests` under their own names.
+    pub(super) objects: Vec<PathBuf>,
     /// Copied to `/tests` under their own names.
     pub(super) binaries: Vec<PathBuf>,
+    /// Copied to `/tests/examples`.
+    pub(super) examples: PathBuf,
     /// In order.
     pub(super) jobs: Vec<Job>,
 }
 
-/// Builds the tests that go with the object and the debug agent that are there.
+/// How many times longer than usual a test waits before it calls something missing.
+const SLOW: u32 = 5;
+
+/// What every job begins with.
+fn prelude() -> String {
+    format!(
+        "export NETPOL_AGENT=/tests/netpol-agent NETPOL_EBPF_OBJECT=/tests/netpol.o\n\
+         export NETPOL_EXAMPLES=/tests/examples PROPTEST_CASES={CASES} RUST_BACKTRACE=1 NETPOL_SLOW={SLOW}\n"
+    )
+}
+
+/// Before the program tests: the test run of 5.10 can't set `ingress_ifindex`.
+const OLD_TEST_RUN: &str = "case $(uname -r) in 5.10.*)\n\
+    export NETPOL_EBPF_OBJECT=/tests/netpol-ingress-in-priority.o NETPOL_INGRESS_IN_PRIORITY=1\n\
+    esac\n";
+
+/// Builds the tests (of one target only, where `job` names it) that go with `objects` and the debug agent that are there.
 ///
 /// # Errors
 /// The compiler's, or a target that is not there.
-pub(super) fn build() -> Result<Suite> {
+pub(super) fn build(objects: Vec<PathBuf>, job: Option<&str>) -> Result<Suite> {
+    let targets = || {
+        TARGETS
+            .iter()
+            .filter(|target| job.is_none_or(|job| job == target.name))
+    };
+    ensure!(
+        targets().next().is_some(),
+        "there is no job {}",
+        job.unwrap_or_default()
+    );
     let mut cargo = build::cargo("test");
     cargo.args([
         "--package",
@@ -34,34 +93,37 @@ pub(super) fn build() -> Result<Suite> {
         "--message-format",
         "json-render-diagnostics",
     ]);
-    for (target, _) in TARGETS {
-        cargo.args(["--test", target]);
+    for target in targets() {
+        cargo.args(["--test", target.name]);
     }
     let built = executables(&output(&mut cargo)?)?;
     let mut suite = Suite {
-        object: root().join("target/bpf/netpol.o"),
+        objects,
         binaries: vec![root().join("target/debug/netpol-agent")],
+        examples: root().join("deploy/examples"),
         jobs: Vec::new(),
     };
-    for (target, arguments) in TARGETS {
+    for Target {
+        name,
+        before,
+        arguments,
+    } in targets()
+    {
         let binary = built
-            .get(*target)
-            .with_context(|| format!("cargo built no test target {target}"))?;
+            .get(*name)
+            .with_context(|| format!("cargo built no test target {name}"))?;
         let file = binary
             .file_name()
             .context("a binary without name")?
             .to_string_lossy();
         suite.jobs.push(Job {
-            name: (*target).to_owned(),
-            script: format!(
-                "export NETPOL_AGENT=/tests/netpol-agent NETPOL_EBPF_OBJECT=/tests/netpol.o\n\
-                 exec /tests/{file} {arguments}\n"
-            ),
+            name: (*name).to_owned(),
+            script: format!("{}{before}exec /tests/{file} {arguments}\n", prelude()),
         });
         suite.binaries.push(binary.clone());
     }
     ensure!(
-        suite.binaries.len() > TARGETS.len(),
+        suite.binaries.len() > targets().count(),
         "two test targets of one name"
     );
     Ok(suite)
