@@ -57,6 +57,12 @@ impl Drops {
         Self(more.collect())
     }
 
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
+
     /// Whether nothing was dropped.
     #[must_use]
     pub fn is_empty(&self) -> bool {
