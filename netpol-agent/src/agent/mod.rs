@@ -227,6 +227,12 @@ impl Agent {
     /// Plans and writes the tables.
     fn enforce(&mut self) -> datapath::Result<()> {
         self.dirty.merge(self.compiler.take_dirty());
+        // A pod that was created again under its name starts without rules, even if they are those of the one before.
+        let ruled = &self.datapath.actual().pods;
+        let bare = self.compiler.tables().pods.keys();
+        self.dirty
+            .pods
+            .extend(bare.filter(|pod| !ruled.contains_key(*pod)).cloned());
         let scope = if self.unsure {
             Scope::Everything
         } else {
