@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use netpol_policy::model::ObjectName;
 use serde_json::Value as Json;
 
+use super::Options;
 use crate::net::{Child, Namespace};
 
 /// The agent under test: `NETPOL_AGENT`, else the release binary, else the debug one.
@@ -50,7 +51,7 @@ impl Agent {
         pins: &Path,
         directory: &Path,
         manifests: &Path,
-        arguments: &[String],
+        options: &Options,
     ) -> Result<Self> {
         let log = directory.join("agent.log");
         let output = File::options()
@@ -58,7 +59,8 @@ impl Agent {
             .append(true)
             .open(&log)
             .with_context(|| format!("open {}", log.display()))?;
-        let mut command = Command::new(binary()?);
+        let binary = options.binary.clone().map_or_else(binary, Ok)?;
+        let mut command = Command::new(binary);
         command
             .arg("run")
             .arg("--manifests")
@@ -72,7 +74,7 @@ impl Agent {
         command
             .arg("--cni-cache")
             .arg(directory.join("cni"))
-            .args(arguments);
+            .args(&options.arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         Ok(Self {
             child: namespace.spawn(&mut command)?,

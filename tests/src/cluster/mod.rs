@@ -98,6 +98,8 @@ pub struct Options {
     pub bridge_nf: bool,
     /// More arguments for `netpol-agent run`.
     pub arguments: Vec<String>,
+    /// Another agent than [`binary`].
+    pub binary: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -106,6 +108,7 @@ impl Default for Options {
             uplink: Uplink::Plain,
             bridge_nf: true,
             arguments: Vec::new(),
+            binary: None,
         }
     }
 }
@@ -225,6 +228,10 @@ impl Cluster {
     /// Removes a pod's network; its manifest is another matter.
     pub fn remove_pod(&mut self, name: &str) {
         if let Some(place) = self.pods.remove(&parse(name)) {
+            if let Some(node) = self.nodes.iter().find(|node| node.name == place.node) {
+                // With its namespace it would go later.
+                let _gone = node.namespace.ip(&format!("link del {}", place.host));
+            }
             place.forget();
         }
     }
@@ -279,9 +286,8 @@ impl Cluster {
     /// # Errors
     /// Where there is no agent to start, or it does not enforce in time.
     pub fn start(&mut self) -> Result<()> {
-        let (manifests, arguments) = (self.manifests.clone(), self.options.arguments.clone());
         for node in &mut self.nodes {
-            node.start(&manifests, &arguments)?;
+            node.start(&self.manifests, &self.options)?;
         }
         self.wait()
     }

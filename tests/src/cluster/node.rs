@@ -84,7 +84,7 @@ impl Node {
     ///
     /// # Errors
     /// Where it can not be started.
-    pub fn start(&mut self, manifests: &Path, arguments: &[String]) -> Result<()> {
+    pub fn start(&mut self, manifests: &Path, options: &Options) -> Result<()> {
         if self.agent.is_none() {
             let agent = Agent::start(
                 &self.namespace,
@@ -92,7 +92,7 @@ impl Node {
                 &self.pins,
                 &self.directory,
                 manifests,
-                arguments,
+                options,
             )?;
             self.agent = Some(agent);
         }

@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -182,6 +182,24 @@ impl Counter {
     #[must_use]
     pub fn received(&self) -> u64 {
         self.seen.lock().expect("not poisoned").len() as u64
+    }
+
+    /// Which of those that were sent until now do not arrive within `patience`.
+    ///
+    /// # Panics
+    /// Where the receiving thread panicked.
+    #[must_use]
+    pub fn missing(&self, patience: Duration) -> Vec<u64> {
+        let (sent, end) = (self.sent(), Instant::now() + patience);
+        loop {
+            let seen = self.seen.lock().expect("not poisoned");
+            let missing: Vec<u64> = (0..sent).filter(|number| !seen.contains(number)).collect();
+            drop(seen);
+            if missing.is_empty() || Instant::now() > end {
+                return missing;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Stops; how many were sent and which of them were not received.
