@@ -23,8 +23,9 @@ pub const OUTSIDE: u32 = 0;
 
 /// Nothing was written: no way in saw this packet, or something ate the mark.
 pub const NONE: u32 = 0;
-/// A settle program has let this packet out; further ones pass it (bond and slave, VLAN and parent).
-pub const JUDGED: u32 = encode(KIND_NONE, 1);
+/// A settle program has let this packet out; further ones pass it (bond and slave, VLAN and parent). Many bits, as
+/// others that set marks, perhaps without a mask, like to set one.
+pub const JUDGED: u32 = encode(KIND_NONE, MAX_INDEX);
 
 const fn encode(kind: u32, index: u32) -> u32 {
     ((kind << INDEX_BITS) | (index & MAX_INDEX)) << SHIFT
@@ -80,7 +81,7 @@ pub const fn decode(mark: u32) -> Mark {
             to: index,
             held: true,
         },
-        _ if index == 1 => Mark::Judged,
+        _ if index == MAX_INDEX => Mark::Judged,
         _ => Mark::None,
     }
 }
