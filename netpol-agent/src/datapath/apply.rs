@@ -7,6 +7,7 @@ use std::{
 
 use netpol_common::pod::state;
 use netpol_policy::{
+    model::ObjectName,
     plan::{Adoption, Plan, Step},
     tables::Tables,
 };
@@ -17,7 +18,7 @@ use super::{
     conntrack,
     devices::Role,
     error::{Error, Result},
-    kernel,
+    grace, kernel,
     node::{jiffies, read_back},
 };
 
@@ -41,6 +42,7 @@ impl Datapath {
     pub fn execute(&mut self, plan: &Plan, desired: &Tables) -> Result<()> {
         plan.fits(&self.maps.limits())
             .map_err(|full| Error::TooSmall(Box::new(full)))?;
+        self.end_grace(plan);
         for step in &plan.steps {
             if let Err(error) = self.step(step, desired) {
                 self.actual = read_back(&self.maps, &self.slots)?;
@@ -49,6 +51,17 @@ impl Datapath {
             self.actual.apply(step);
         }
         Ok(())
+    }
+
+    /// Before the first write, so that nothing which the plan takes away is adopted.
+    fn end_grace(&mut self, plan: &Plan) {
+        for name in grace::ends(&self.graced, plan, &self.actual) {
+            if let Some(slot) = self.slots.get(&name) {
+                self.maps.set_adopt_until(slot.index, 0);
+            }
+            self.graced.remove(&name);
+        }
+        self.graced.retain(|name| self.slots.get(name).is_some());
     }
 
     fn step(&mut self, step: &Step, desired: &Tables) -> Result<()> {
@@ -136,6 +149,7 @@ impl Datapath {
         let epoch = self.maps.epoch().wrapping_sub(1) as u32;
         let connections = conntrack::dump();
         let known = connections.as_deref().unwrap_or_default();
+        let mut graced = BTreeSet::new();
         for (address, end) in ends.iter().filter(|(_, end)| end.begins) {
             let hook = if address.is_ipv6() {
                 BRIDGE_HOOK6
@@ -146,8 +160,16 @@ impl Datapath {
             if !adopt::knows_all(known, &ends, address.is_ipv6(), self.pods_are_bridged(), hooked) {
                 self.maps
                     .set_adopt_until(end.slot.index, now + ADOPTION * self.hz);
+                graced.insert(end.slot.index);
             }
         }
+        let names = list.iter().map(|adoption| &adoption.pod);
+        let given = |name: &&ObjectName| {
+            self.slots
+                .get(name)
+                .is_some_and(|slot| graced.contains(&slot.index))
+        };
+        self.graced.extend(names.filter(given).cloned());
         let mut written = 0;
         for entry in adopt::entries(&connections?, &ends, &node, epoch, now) {
             written += usize::from(self.maps.adopt(&entry)?);

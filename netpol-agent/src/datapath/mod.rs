@@ -13,6 +13,7 @@ pub mod cni;
 pub mod conntrack;
 pub mod devices;
 pub mod error;
+mod grace;
 pub mod kernel;
 mod maps;
 mod namespaces;

@@ -78,6 +78,8 @@ pub struct Datapath {
     watched: BTreeSet<u32>,
     /// What the kernel's tables hold.
     pub(super) actual: Tables,
+    /// Pods that were given the grace for mid-stream TCP, and whose policy has not been edited since.
+    pub(super) graced: BTreeSet<ObjectName>,
     pub(super) pods: Vec<LocalPod>,
     pub(super) roles: BTreeMap<u32, Role>,
     pub(super) seen: Seen,
@@ -133,6 +135,7 @@ impl Datapath {
             attachments,
             hz,
             actual,
+            graced: BTreeSet::new(),
             pods: Vec::new(),
             roles: BTreeMap::new(),
             seen: Seen::default(),
