@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use crate::{
     ebpf, setup,
-    ui::{root, run_quietly, say, seconds},
+    ui::{path, root, run_quietly, say, seconds},
 };
 
 /// `cargo xtask build`
@@ -64,6 +64,6 @@ pub(crate) fn cargo(subcommand: &str) -> Command {
 /// `cargo SUBCOMMAND` in the workspace with the toolchain that runs xtask.
 pub(crate) fn cargo_plain(subcommand: &str) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.arg(subcommand).current_dir(root());
+    cargo.arg(subcommand).current_dir(root()).env("PATH", path());
     cargo
 }

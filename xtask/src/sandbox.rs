@@ -12,7 +12,7 @@ use clap::ValueEnum;
 
 use crate::{
     build, ebpf, preflight, setup,
-    ui::{root, run_quietly, say, seconds},
+    ui::{path, root, run_quietly, say, seconds},
 };
 
 /// `cargo xtask sandbox`
@@ -143,7 +143,7 @@ fn prepare() -> Result<Command> {
         &format!("target/debug/netpol-sandbox, {}", seconds(time)),
     );
     let mut sandbox = Command::new(root().join("target/debug/netpol-sandbox"));
-    sandbox.arg("--agent").arg(agent);
+    sandbox.arg("--agent").arg(agent).env("PATH", path());
     Ok(sandbox)
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct Args {
 pub(crate) struct Need {
     /// To load programs and make namespaces.
     pub(crate) run: bool,
-    /// To check the eBPF crate's code.
+    /// To check the code, the eBPF crate's too.
     pub(crate) clippy: bool,
     /// To boot other kernels.
     pub(crate) kernels: bool,
@@ -91,14 +91,31 @@ pub(crate) fn ensure(need: Need) -> Result<Toolchain> {
         missing.extend(kernels::obstacle());
     }
     missing.extend(machine.lacks_to_install(&absent));
-    preflight::require(missing)?;
-    if need.run {
-        mount_bpffs()?;
+    let components = if need.clippy {
+        absent_components()
+    } else {
+        Vec::new()
+    };
+    if !components.is_empty() && !starts("rustup", &["--version"]) {
+        missing.push(format!(
+            "no {0}, and no rustup to add it: install what your Rust's packages call it, or Rust from https://rustup.rs and then \
+             `rustup component add {0}`",
+            components.join(" ")
+        ));
     }
+    preflight::require(missing)?;
     if found.is_none() && !has_linker() {
         preflight::require(Vec::from_iter(registry_out_of_reach()))?;
     }
+    if need.run {
+        mount_bpffs()?;
+    }
     install(&absent)?;
+    if !components.is_empty() {
+        let mut rustup = Command::new("rustup");
+        let what = format!("rustup component add {}", components.join(" "));
+        run_step(&what, rustup.args(["component", "add"]).args(&components))?;
+    }
     let toolchain = match found {
         Some(found) => found,
         None => complete_toolchain()?,
@@ -107,11 +124,28 @@ pub(crate) fn ensure(need: Need) -> Result<Toolchain> {
     Ok(toolchain)
 }
 
+/// What checks the code and is not here, as rustup calls it.
+fn absent_components() -> Vec<&'static str> {
+    [("fmt", "rustfmt"), ("clippy", "clippy")]
+        .into_iter()
+        .filter(|(subcommand, _)| !starts("cargo", &[subcommand, "--version"]))
+        .map(|(_, component)| component)
+        .collect()
+}
+
+/// Whether `program ARGUMENTS` ends well.
+fn starts(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program)
+        .args(arguments)
+        .output()
+        .is_ok_and(|done| done.status.success())
+}
+
 fn has_test_programs() -> bool {
     ["ip", "nft", "iptables", "conntrack", "tcpdump"]
         .iter()
         .all(|name| {
-            let paths = std::env::var_os("PATH").unwrap_or_default();
+            let paths = ui::path();
             std::env::split_paths(&paths).any(|dir| dir.join(name).is_file())
         })
 }
@@ -151,6 +185,8 @@ fn install(absent: &[String]) -> Result<()> {
         // Packages are never configured by questions here; a lock of another apt is waited for.
         command
             .env("DEBIAN_FRONTEND", "noninteractive")
+            // dpkg insists on root's programs.
+            .env("PATH", ui::path())
             .args(["-o", "DPkg::Lock::Timeout=300", "-y"])
             .args(args);
         command

@@ -2,6 +2,8 @@
 //! in a log that is shown only when it fails.
 
 use std::{
+    env,
+    ffi::OsString,
     fs::{self, File},
     io::{self, IsTerminal, Write as _},
     path::{Path, PathBuf},
@@ -14,9 +16,22 @@ use anyhow::{Context as _, Result, bail};
 
 /// The workspace's top directory.
 pub(crate) fn root() -> PathBuf {
-    let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let here = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     let here = PathBuf::from(here);
     here.parent().map(Path::to_path_buf).unwrap_or(here)
+}
+
+/// `PATH` with the folders of root's programs, which a root who came by `su` lacks.
+pub(crate) fn path() -> OsString {
+    let here = env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = env::split_paths(&here).collect();
+    for folder in ["/usr/sbin", "/sbin"].map(PathBuf::from) {
+        if !folders.contains(&folder) {
+            folders.push(folder);
+        }
+    }
+    // Only a folder with a colon in its name can't be joined, and none came from splitting.
+    env::join_paths(folders).unwrap_or(here)
 }
 
 /// Says that something is done, in one line.
