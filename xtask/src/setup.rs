@@ -91,6 +91,9 @@ pub(crate) fn ensure(need: Need) -> Result<Toolchain> {
         missing.extend(kernels::obstacle());
     }
     missing.extend(machine.lacks_to_install(&absent));
+    if found.is_none() && absent.is_empty() && Compiler::find().is_none() {
+        missing.push(no_source());
+    }
     let components = if need.clippy {
         absent_components()
     } else {
@@ -229,10 +232,14 @@ fn mount_bpffs() -> Result<()> {
     })
 }
 
+fn no_source() -> String {
+    "Debian's packages are installed, but /usr/bin/rustc has no source of its core library: apt-get install --reinstall \
+     rustc-web cargo-web rust-web-src"
+        .to_owned()
+}
+
 fn complete_toolchain() -> Result<Toolchain> {
-    let compiler = Compiler::find().ok_or_else(|| {
-        anyhow!("the packages {DEBIAN_PACKAGES:?} are installed but /usr/bin/rustc has no source of its core library; reinstall rust-web-src")
-    })?;
+    let compiler = Compiler::find().ok_or_else(|| anyhow!(no_source()))?;
     let (release, llvm) = compiler
         .version()
         .context("reading the version of the eBPF compiler")?;
