@@ -1,31 +1,18 @@
 //! Every question that the sandbox asks: who, to whom, how; what the oracle answers and what really happens.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    sync::Mutex,
-    time::Duration,
 };
 
-use anyhow::Result;
 use netpol_policy::{
     model::{Peers, PortSpec, Ports, Protocol, Snapshot},
-    oracle::{End, Flow, Oracle},
+    oracle::{End, Flow},
 };
 
-use super::{
-    build::Network,
-    layout::Layout,
-    services::{Backend, CHOICES, Virtual},
-};
-use crate::net::{Namespace, Outcome, Probe, Responder, Transport, patience, probe_all};
+use super::{layout::Layout, services::Virtual};
+use crate::net::{Outcome, Probe, Transport};
 
-/// How long the first answer may take: most probes that are never answered cost this.
-const PATIENCE: Duration = Duration::from_millis(700);
-/// How long, when a probe that should have been answered is tried again.
-const MORE_PATIENCE: Duration = Duration::from_secs(2);
-/// Namespaces that probe at one time, 256 probes each: within the usual limit of open files.
-const AT_ONCE: usize = 16;
 /// Ports that outside hosts listen on, at most.
 const MAX_OUTSIDE_PORTS: usize = 8;
 
@@ -82,14 +69,14 @@ pub struct Answer {
 /// Everything that is asked about a layout.
 #[derive(Debug)]
 pub struct Questions<'a> {
-    layout: &'a Layout,
-    services: &'a [Virtual],
+    pub(super) layout: &'a Layout,
+    pub(super) services: &'a [Virtual],
     /// TCP and UDP, declared by nobody.
     pub undeclared: u16,
     /// What outside hosts listen on.
     outside_ports: BTreeSet<(Protocol, u16)>,
     /// Whether nodes rewrite the source of what they send to other nodes' pods to their tunnel's address.
-    tunnel: bool,
+    pub(super) tunnel: bool,
 }
 
 impl<'a> Questions<'a> {
@@ -171,7 +158,7 @@ impl<'a> Questions<'a> {
         }
     }
 
-    fn end(&self, site: Site, address: IpAddr) -> End {
+    pub(super) fn end(&self, site: Site, address: IpAddr) -> End {
         match site {
             Site::Pod(at) => End::Pod(self.layout.pods[at].name.clone(), address),
             Site::Node(at) => End::Node(self.layout.nodes[at].name.as_str().into(), address),
@@ -241,7 +228,7 @@ impl<'a> Questions<'a> {
         }
     }
 
-    fn flow(&self, from: End, to: End, protocol: Protocol, port: u16) -> Flow {
+    pub(super) fn flow(&self, from: End, to: End, protocol: Protocol, port: u16) -> Flow {
         Flow {
             from,
             to,
@@ -250,7 +237,7 @@ impl<'a> Questions<'a> {
         }
     }
 
-    fn probe(&self, from: IpAddr, to: SocketAddr, protocol: Protocol, from_port: u16) -> Probe {
+    pub(super) fn probe(&self, from: IpAddr, to: SocketAddr, protocol: Protocol, from_port: u16) -> Probe {
         let transport = transport(protocol);
         Probe {
             from: Some(from),
@@ -258,169 +245,9 @@ impl<'a> Questions<'a> {
             ..Probe::new(transport, to)
         }
     }
-
-    fn by_service(&self, number: usize, from: Site, v4: bool, checks: &mut Vec<Check>) {
-        let service = &self.services[number];
-        let Some(source) = self.address(from, v4) else {
-            return;
-        };
-        let cluster = service
-            .addresses
-            .iter()
-            .filter(|address| address.is_ipv4() == v4 && !matches!(from, Site::Outside(_)));
-        for address in cluster {
-            let choices = service
-                .choices(self.layout, v4, None)
-                .enumerate()
-                .take(CHOICES.into());
-            for (slot, backend) in choices {
-                let to = self.behind(backend);
-                let flow = self.flow(
-                    self.end(from, source),
-                    self.end(to, backend.address),
-                    service.protocol,
-                    backend.port,
-                );
-                let probe = self.probe(
-                    source,
-                    SocketAddr::new(*address, service.port),
-                    service.protocol,
-                    slot_port(checks.len(), slot),
-                );
-                let via = Some(Via {
-                    service: number,
-                    node: None,
-                });
-                checks.push(Check {
-                    from,
-                    to,
-                    via,
-                    declared: true,
-                    probe,
-                    flows: vec![flow],
-                });
-            }
-        }
-        let Some(port) = service.node_port.filter(|_| !matches!(from, Site::Node(_))) else {
-            return;
-        };
-        for (node, place) in self.layout.nodes.iter().enumerate() {
-            let Some(address) = place.address(v4) else {
-                continue;
-            };
-            let only = service.local_only.then_some(node);
-            for (slot, backend) in service
-                .choices(self.layout, v4, only)
-                .enumerate()
-                .take(CHOICES.into())
-            {
-                let to = self.behind(backend);
-                let flows = self.node_port_flows(service, port, from, source, (node, address), (to, backend));
-                let probe = self.probe(
-                    source,
-                    SocketAddr::new(address, port),
-                    service.protocol,
-                    slot_port(checks.len(), slot),
-                );
-                let via = Some(Via {
-                    service: number,
-                    node: Some(node),
-                });
-                checks.push(Check {
-                    from,
-                    to,
-                    via,
-                    declared: true,
-                    probe,
-                    flows,
-                });
-            }
-        }
-    }
-
-    /// A pod's packet to its own node's port meets the DNAT there and is known as the pod's to the end. To another
-    /// node it leaves as a packet to that node's port and, masqueraded, comes there as its own node's.
-    fn node_port_flows(
-        &self,
-        service: &Virtual,
-        port: u16,
-        from: Site,
-        source: IpAddr,
-        (node, address): (usize, IpAddr),
-        (to, backend): (Site, &Backend),
-    ) -> Vec<Flow> {
-        let target = self.end(to, backend.address);
-        let second = |sender: End| self.flow(sender, target.clone(), service.protocol, backend.port);
-        let own = match from {
-            Site::Pod(at) => Some(self.layout.pods[at].node),
-            Site::Node(at) => Some(at),
-            Site::Outside(_) => None,
-        };
-        if own == Some(node) {
-            return vec![second(self.end(from, source))];
-        }
-        let masqueraded = if service.local_only {
-            // Only what the sender's own node did to it.
-            own.and_then(|own| self.layout.nodes[own].address(source.is_ipv4()))
-                .unwrap_or(source)
-        } else {
-            self.masquerade(node, backend, to)
-        };
-        let first = own.map(|_| {
-            self.flow(
-                self.end(from, source),
-                self.end(Site::Node(node), address),
-                service.protocol,
-                port,
-            )
-        });
-        first.into_iter().chain([second(End::Ip(masqueraded))]).collect()
-    }
-
-    /// The address with which `node` masquerades what it sends to `backend`: that of the device it leaves by.
-    fn masquerade(&self, node: usize, backend: &Backend, to: Site) -> IpAddr {
-        let (place, v4) = (&self.layout.nodes[node], backend.address.is_ipv4());
-        match to {
-            Site::Pod(at) if self.layout.pods[at].node == node && !self.layout.pods[at].host_network => {
-                place.bridge(v4)
-            }
-            Site::Pod(at) if self.tunnel && !self.layout.pods[at].host_network => {
-                place.pods[usize::from(!v4)].network()
-            }
-            _ => place.address(v4).unwrap_or(backend.address),
-        }
-    }
-
-    fn behind(&self, backend: &Backend) -> Site {
-        let node = || {
-            self.layout
-                .nodes
-                .iter()
-                .position(|node| node.addresses.contains(&backend.address))
-        };
-        let outside = || {
-            self.layout
-                .outside
-                .iter()
-                .position(|address| *address == backend.address)
-        };
-        match backend.pod {
-            Some(pod) => Site::Pod(pod),
-            None => node()
-                .map(Site::Node)
-                .or_else(|| outside().map(Site::Outside))
-                .unwrap_or(Site::Outside(0)),
-        }
-    }
 }
 
-/// A source port that makes the DNAT rules choose endpoint number `slot`; checks that are near to each other get different ones.
-fn slot_port(check: usize, slot: usize) -> u16 {
-    let turn = u16::try_from(check % 319).unwrap_or_default();
-    12_288 + turn * CHOICES + u16::try_from(slot).unwrap_or_default()
-}
-
-fn transport(protocol: Protocol) -> Transport {
+pub(super) fn transport(protocol: Protocol) -> Transport {
     match protocol {
         Protocol::Tcp => Transport::Tcp,
         Protocol::Udp => Transport::Udp,
@@ -450,142 +277,4 @@ fn policy_ports(snapshot: &Snapshot) -> BTreeSet<(Protocol, u16)> {
         PortSpec::All | PortSpec::Named(_) => None,
     });
     ends.flatten().collect()
-}
-
-/// Listeners of every site, until dropped.
-///
-/// # Errors
-/// A port can not be listened on.
-pub fn listen(network: &Network, questions: &Questions<'_>) -> Result<Vec<Responder>> {
-    let outside: Vec<IpAddr> = questions.layout.outside.clone();
-    let mut responders = Vec::new();
-    // Several pods of a node's network may give the same port: one process has it.
-    let mut endpoints: BTreeMap<Site, BTreeSet<(Transport, SocketAddr)>> = BTreeMap::new();
-    for site in questions.sites() {
-        let addresses: Vec<IpAddr> = match site {
-            Site::Outside(at) => vec![outside[at]],
-            _ => [true, false]
-                .into_iter()
-                .filter_map(|v4| questions.address(site, v4))
-                .collect(),
-        };
-        let ports = questions.listens(site);
-        let own = addresses.iter().flat_map(|address| {
-            ports
-                .iter()
-                .map(move |(protocol, port, _)| (transport(*protocol), SocketAddr::new(*address, *port)))
-        });
-        endpoints.entry(questions.host(site)).or_default().extend(own);
-    }
-    for (host, endpoints) in endpoints {
-        let namespace = namespace(network, questions.layout, host);
-        responders.push(Responder::start(namespace, &questions.name(host), endpoints)?);
-    }
-    Ok(responders)
-}
-
-fn namespace<'n>(network: &'n Network, layout: &Layout, site: Site) -> &'n Namespace {
-    match site {
-        Site::Pod(at) => network.pods[at]
-            .as_ref()
-            .unwrap_or(&network.nodes[layout.pods[at].node]),
-        Site::Node(at) => &network.nodes[at],
-        Site::Outside(_) => &network.outside,
-    }
-}
-
-/// Asks everything. What should be answered and is not is asked up to three times (a busy machine is slow); what gets
-/// through and should not is never excused.
-///
-/// # Errors
-/// `stop` says so.
-pub fn ask(
-    network: &Network,
-    questions: &Questions<'_>,
-    checks: &[Check],
-    snapshot: &Snapshot,
-    stop: &(dyn Fn() -> Result<()> + Sync),
-) -> Result<Vec<Answer>> {
-    let oracle = Oracle::new(snapshot);
-    let expected: Vec<bool> = checks
-        .iter()
-        .map(|check| check.flows.iter().all(|flow| oracle.evaluate(flow).allowed()))
-        .collect();
-    let mut outcomes: Vec<Outcome> = vec![Outcome::Silent; checks.len()];
-    let mut tries = vec![0; checks.len()];
-    let mut open: Vec<usize> = (0..checks.len()).collect();
-    for limit in [PATIENCE, patience(MORE_PATIENCE), patience(MORE_PATIENCE)] {
-        for (at, outcome) in round(network, questions, checks, &open, limit, stop)? {
-            outcomes[at] = outcome;
-            tries[at] += 1;
-        }
-        open.retain(|at| {
-            let again = expected[*at] || matches!(outcomes[*at], Outcome::Failed(_));
-            again && !same(questions, &checks[*at], expected[*at], &outcomes[*at])
-        });
-        if open.is_empty() {
-            break;
-        }
-    }
-    let answers = checks.iter().zip(expected).zip(outcomes).zip(tries);
-    Ok(answers
-        .map(|(((check, expected), outcome), tries)| Answer {
-            same: same(questions, check, expected, &outcome),
-            expected,
-            outcome,
-            tries,
-        })
-        .collect())
-}
-
-fn same(questions: &Questions<'_>, check: &Check, expected: bool, outcome: &Outcome) -> bool {
-    match outcome {
-        Outcome::Answered(name) => expected && *name == questions.name(questions.host(check.to)),
-        Outcome::Silent => !expected,
-        // Somebody listens on everything that is asked, and a policy never answers.
-        Outcome::Refused | Outcome::Failed(_) => false,
-    }
-}
-
-/// Each namespace probes on a thread of its own.
-fn round(
-    network: &Network,
-    questions: &Questions<'_>,
-    checks: &[Check],
-    open: &[usize],
-    patience: Duration,
-    stop: &(dyn Fn() -> Result<()> + Sync),
-) -> Result<Vec<(usize, Outcome)>> {
-    let mut work: BTreeMap<&str, (&Namespace, Vec<usize>)> = BTreeMap::new();
-    for at in open {
-        let namespace = namespace(network, questions.layout, checks[*at].from);
-        work.entry(namespace.name())
-            .or_insert((namespace, Vec::new()))
-            .1
-            .push(*at);
-    }
-    let queue = Mutex::new(work.into_values());
-    let results = Mutex::new(Vec::new());
-    let next = || {
-        queue
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .next()
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                while let Some((namespace, indices)) = next().filter(|_| stop().is_ok()) {
-                    let probes: Vec<Probe> = indices.iter().map(|at| checks[*at].probe).collect();
-                    let outcomes = probe_all(namespace, &probes, patience);
-                    let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    results.extend(indices.into_iter().zip(outcomes));
-                }
-            });
-        }
-    });
-    stop()?;
-    Ok(results
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner))
 }

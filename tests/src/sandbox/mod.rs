@@ -1,7 +1,9 @@
 //! A cluster of network namespaces around the real agent: what really happens, beside what the oracle says.
 
 pub mod agents;
+mod ask;
 pub mod build;
+mod by_service;
 pub mod checks;
 pub mod complete;
 pub mod layout;
@@ -144,7 +146,7 @@ impl<'s> Sandbox<'s> {
                 .context("the rules of Services")?;
         }
         let questions = Questions::new(&scene.layout, &scene.services, &scene.full, tunnel);
-        let responders = checks::listen(&network, &questions)?;
+        let responders = ask::listen(&network, &questions)?;
         let start = |binary: &PathBuf| {
             Agents::start(
                 binary,
@@ -220,7 +222,7 @@ impl<'s> Sandbox<'s> {
         let start = Instant::now();
         let snapshot = self.snapshot()?;
         let checks = self.questions.all();
-        let answers = checks::ask(&self.network, &self.questions, &checks, &snapshot, &stop::check)?;
+        let answers = ask::ask(&self.network, &self.questions, &checks, &snapshot, &stop::check)?;
         Ok(Run {
             checks,
             answers,
