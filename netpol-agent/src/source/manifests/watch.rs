@@ -232,6 +232,33 @@ impl Thread {
 mod tests {
     use super::*;
 
+    /// The kernel drops events that nobody reads in time; what happened must then be looked for everywhere.
+    #[test]
+    fn events_that_were_lost_make_us_look() {
+        let above = tempfile::TempDir::new().expect("a temporary directory");
+        let dir = above.path().join("manifests");
+        std::fs::create_dir(&dir).expect("made");
+        let (sender, _changes) = mpsc::channel(1);
+        let mut thread = Thread {
+            store: Store::new(&dir),
+            dir,
+            inotify: Inotify::init(InitFlags::IN_NONBLOCK).expect("an inotify instance"),
+            parent: None,
+            sender,
+        };
+        thread.scan().expect("readable");
+        let touch = |name: &str| std::fs::write(above.path().join(name), "").expect("written");
+        touch("neighbour");
+        assert!(!thread.drain(), "a neighbour is none of our business");
+        let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("readable");
+        // Each writing is one event at least; two equal ones in a row would be one.
+        for _ in 0..=most.trim().parse::<usize>().expect("a number") / 2 {
+            touch("one");
+            touch("another");
+        }
+        assert!(thread.drain(), "the overflow went unnoticed");
+    }
+
     #[test]
     fn dropping_the_watcher_ends_its_thread() {
         let dir = tempfile::TempDir::new().expect("a temporary directory");

@@ -241,3 +241,20 @@ fn of_two_objects_of_one_name_the_first_path_counts_also_in_a_live_edit() {
         [bare("a", "10.0.0.3")]
     );
 }
+
+#[test]
+fn a_directory_that_is_made_anew_with_everything_above_it() {
+    let above = directory(&[("up/m/a.yaml", &pod_text("a", "10.0.0.1"))]);
+    let dir = above.path().join("up/m");
+    let (_, mut watcher) = start(&dir);
+    fs::remove_dir_all(above.path().join("up")).unwrap();
+    let change = until(&mut watcher, |_, change| !change.problems.is_empty());
+    let events_of_removal = change.events;
+    write(&dir, "a.yaml", &pod_text("a", "10.0.0.2"));
+    let change = until(&mut watcher, |events, _| events.contains(&is("a", "10.0.0.2")));
+    assert_eq!(change.problems, []);
+    // The files may be seen to go before the directory does: an edit like any other. Nothing else happens.
+    assert!(events_of_removal.is_empty() || events_of_removal == [gone("a")]);
+    write(&dir, "a.yaml", &pod_text("a", "10.0.0.3"));
+    expect(&mut watcher, &[is("a", "10.0.0.3")]);
+}
