@@ -1,4 +1,4 @@
-//! Lists in JSON, cut into their items.
+//! JSON, cut into its values, and lists in JSON, cut into their items.
 //!
 //! The YAML parser must see the end of a flow mapping before it knows its beginning (it might be a key), so it
 //! would hold the whole of a large list in memory.
@@ -47,6 +47,25 @@ pub(super) fn list(text: &str) -> Option<List<'_>> {
     })
 }
 
+/// The number of lines before each value, and its text, where `text` is JSON values one after the other, as
+/// `kubectl get -o json` prints them; `None` where it is anything else, or one value only.
+pub(super) fn values(text: &str) -> Option<Vec<(usize, &str)>> {
+    if !text.trim_start().starts_with('{') {
+        return None;
+    }
+    let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
+    let (mut lines, mut counted) = (0, 0);
+    let mut values = Vec::new();
+    for value in stream {
+        let value = value.ok()?.get();
+        let start = around(text, value)?.0.len();
+        lines += newlines(&text[counted..start]);
+        counted = start;
+        values.push((lines, value));
+    }
+    (values.len() > 1).then_some(values)
+}
+
 /// What stands before and after `part`, which is a part of `text`.
 fn around<'t>(text: &'t str, part: &str) -> Option<(&'t str, &'t str)> {
     let start = (part.as_ptr() as usize).checked_sub(text.as_ptr() as usize)?;
@@ -67,6 +86,22 @@ mod tests {
         let List { head, items } = list(text).expect("a list");
         assert_eq!(head, "{\n \"items\": [], \"kind\": \"PodList\"\n}\n");
         assert_eq!(items, [(2, "{\"a\": 1}"), (2, "{\"b\":\n[2]}"), (4, "7")]);
+    }
+
+    #[test]
+    fn values_one_after_the_other() {
+        let text = "\n{\"a\":\n1}\n{\"b\": 2} {\"c\": 3}\n\n";
+        let expected = [(1, "{\"a\":\n1}"), (3, "{\"b\": 2}"), (3, "{\"c\": 3}")];
+        assert_eq!(values(text), Some(expected.to_vec()));
+        for text in [
+            "{\"a\": 1}\n",
+            "{\"a\": 1}\n{b: 2}",
+            "{\"a\": 1}\n{\"b\":",
+            "a: 1",
+            "",
+        ] {
+            assert_eq!(values(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -38,20 +38,26 @@ pub(super) struct Syntax {
 pub(super) fn documents(text: &str, interner: &mut Interner, mut each: impl FnMut(Item, &mut Interner)) {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (before, chunk) in Chunks::new(text) {
-        let Some(list) = json::list(chunk) else {
-            parse(before, chunk, interner, &mut each);
-            continue;
-        };
-        parse(before, &list.head, interner, &mut |item, interner| match item {
-            Item::Document(node) => each(Item::List(node), interner),
+        for (lines, part) in json::values(chunk).unwrap_or_else(|| vec![(0, chunk)]) {
+            document(before + lines, part, interner, &mut each);
+        }
+    }
+}
+
+/// One document; a list in JSON is taken apart.
+fn document(before: usize, text: &str, interner: &mut Interner, each: &mut dyn FnMut(Item, &mut Interner)) {
+    let Some(list) = json::list(text) else {
+        return parse(before, text, interner, each);
+    };
+    parse(before, &list.head, interner, &mut |item, interner| match item {
+        Item::Document(node) => each(Item::List(node), interner),
+        other => each(other, interner),
+    });
+    for (lines, item) in list.items {
+        parse(before + lines, item, interner, &mut |item, interner| match item {
+            Item::Document(node) => each(Item::Element(node), interner),
             other => each(other, interner),
         });
-        for (lines, item) in list.items {
-            parse(before + lines, item, interner, &mut |item, interner| match item {
-                Item::Document(node) => each(Item::Element(node), interner),
-                other => each(other, interner),
-            });
-        }
     }
 }
 
