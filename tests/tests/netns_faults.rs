@@ -110,7 +110,7 @@ fn a_full_map_keeps_the_policy_in_force_and_says_whose_policies_need_the_room() 
     shop.cluster.write(&shop.yaml(&[wide]))?;
     let (said, code) = shop.trouble()?;
     assert_eq!(code, 1);
-    for part in ["map nets4 is too small", "shop/wide (8)", "--map-size nets4="] {
+    for part in ["map nets4 is too small", "shop/wide (8)", "--map-size nets4=16`"] {
         assert!(said.contains(part), "{part} is not in {said}");
     }
     assert_eq!(shop.reach(), [true, false]);
@@ -193,18 +193,18 @@ fn status_tells_whether_an_agent_runs() -> Result<()> {
 }
 
 /// `run --once` on the first node; `pin` and `state` as there.
-fn once(cluster: &Cluster, node: &str, pin: &Path, state: &Path) -> Result<Output> {
+fn once(cluster: &Cluster, node: &str, pin: &Path, state: &Path, more: &[&str]) -> Result<Output> {
     let mut command = std::process::Command::new(netpol_tests::cluster::binary()?);
     command.args(["run", "--once", "--node", node, "--cni-cache", "/nonexistent"]);
     command.arg("--manifests").arg(cluster.manifests());
-    command.arg("--pin").arg(pin).arg("--state").arg(state);
+    command.arg("--pin").arg(pin).arg("--state").arg(state).args(more);
     Ok(cluster.node(1).namespace.run(|| command.output())?)
 }
 
 /// [`once`] ends with 2 and says `said`.
 #[track_caller]
-fn refused(cluster: &Cluster, pin: &Path, state: &Path, said: &str) -> Result<()> {
-    let output = once(cluster, "node-1", pin, state)?;
+fn refused(cluster: &Cluster, pin: &Path, state: &Path, more: &[&str], said: &str) -> Result<()> {
+    let output = once(cluster, "node-1", pin, state, more)?;
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(code(&output), 2, "{stderr}");
     assert!(stderr.contains(said), "{said} is not in {stderr}");
@@ -219,16 +219,27 @@ fn what_is_refused_changes_nothing() -> Result<()> {
     let directory = shop.cluster.rig.directory().to_owned();
     let file = directory.join("file");
     fs::write(&file, "")?;
-    refused(&shop.cluster, &pins, &file, "choose another --state")?;
+    refused(&shop.cluster, &pins, &file, &[], "choose another --state")?;
     assert!(!pins.exists(), "something was pinned");
     let elsewhere = directory.join("pins");
     refused(
         &shop.cluster,
         &elsewhere,
         &directory.join("state"),
+        &[],
         "is not on a BPF file system",
     )?;
     assert!(!elsewhere.exists(), "something was made");
+    // Found out only after the directories for the pins were made.
+    let huge = ["--map-size", "cells=4294967295"];
+    refused(
+        &shop.cluster,
+        &pins,
+        &directory.join("state"),
+        &huge,
+        "choose smaller maps with --map-size",
+    )?;
+    assert!(!pins.exists(), "something is left");
     assert_eq!(shop.reach(), [true, true]);
 
     shop.cluster.start()?;
@@ -237,6 +248,7 @@ fn what_is_refused_changes_nothing() -> Result<()> {
         &shop.cluster,
         &pins,
         &directory.join("state"),
+        &[],
         "another netpol-agent holds",
     )?;
     assert_eq!(status(shop.cluster.node(1))?.0["agent"], before);
@@ -255,10 +267,10 @@ fn once_ends_with_what_is_wrong() -> Result<()> {
         shop.cluster.node(1).pins.clone(),
         shop.cluster.rig.directory().join("state"),
     );
-    let output = once(&shop.cluster, "node-1", &pins, &state)?;
+    let output = once(&shop.cluster, "node-1", &pins, &state, &[])?;
     assert_eq!(code(&output), 2);
     assert_eq!(shop.reach(), [true, false]);
-    let output = once(&shop.cluster, "node-9", &pins, &state)?;
+    let output = once(&shop.cluster, "node-9", &pins, &state, &[])?;
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(stderr.contains("Node node-9: no pod is on this node"), "{stderr}");
     Ok(())

@@ -19,7 +19,7 @@ use netpol_policy::{
     plan::{self, Scope},
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, sleep_until},
 };
 
@@ -70,17 +70,34 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
+        // First: a signal that comes while we write waits until what was begun is in force.
+        let signals = Signals::listen()?;
         let (loaded, watcher) = Watcher::start(&config.manifests).map_err(bad_input)?;
         let announcements = Wakeups::devices()?;
         let datapath = Datapath::open(config.datapath.clone())?;
         Agent::new(config, loaded, datapath)
-            .run(watcher, announcements)
+            .run(watcher, announcements, signals)
             .await
     })
 }
 
 fn bad_input(error: impl std::fmt::Display) -> crate::cli::BadInput {
     crate::cli::BadInput(error.to_string())
+}
+
+/// What ends the agent.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
 }
 
 /// A failure that lasts.
@@ -142,10 +159,9 @@ impl Agent {
         mut self,
         mut watcher: Watcher,
         announcements: Wakeups<Announcements>,
+        mut signals: Signals,
     ) -> anyhow::Result<()> {
         let cni = watch_cni(self.datapath.cni_cache());
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         self.start();
         if self.config.once {
             return self.outcome();
@@ -164,8 +180,8 @@ impl Agent {
                 }
                 () = cni_changed(cni.as_ref()) => self.unbound_looks = 0,
                 () = wake => closely = self.is_due(),
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
             }
             self.reconcile(closely);
         }

@@ -126,7 +126,10 @@ pub enum Error {
         capacity: u32,
     },
     /// A map is too small for the change; nothing was written.
-    #[error("{0}: `netpol-agent cleanup`, then `run` with `--map-size {name}=N`", name = .0.map.name())]
+    #[error(
+        "{0}: `netpol-agent cleanup`, then `run` with `--map-size {name}={room}`",
+        name = .0.map.name(), room = (2 * .0.need).next_power_of_two()
+    )]
     TooSmall(Box<MapFull>),
     /// No pod index is free.
     #[error("more than {0} local pods: pod `{1}` gets no index and its packets are dropped")]

@@ -199,10 +199,31 @@ pub(crate) fn load(pins: Pins, capacities: &Capacities) -> Result<Loaded> {
         return Err(Error::NoObject);
     }
     kernel::lift_memlock();
+    let fresh = !pins.root().exists();
     pins.create()?;
     let lock = pins.lock()?;
+    let loaded = load_below(&pins, capacities);
+    if loaded.is_err() && fresh {
+        // What was refused leaves nothing behind: the lock says that nobody else uses it yet.
+        let _tidied = fs::remove_dir_all(pins.root());
+        let _not_empty = pins.root().parent().map(fs::remove_dir);
+    }
+    let (ebpf, maps, capacity) = loaded?;
+    Ok(Loaded {
+        pins,
+        ebpf,
+        maps,
+        capacity,
+        lock,
+    })
+}
+
+type Objects = (Ebpf, BTreeMap<&'static str, Map>, BTreeMap<&'static str, u32>);
+
+/// The object, its maps and their capacities.
+fn load_below(pins: &Pins, capacities: &Capacities) -> Result<Objects> {
     pins.claim_namespace()?;
-    let capacity_before = check_pinned(&pins)?;
+    let capacity_before = check_pinned(pins)?;
     for (name, wanted) in capacities {
         if let Some((name, has)) = capacity_before.get_key_value(name.as_str())
             && has != wanted
@@ -229,7 +250,7 @@ pub(crate) fn load(pins: Pins, capacities: &Capacities) -> Result<Loaded> {
         loader.map_max_entries(name, *entries);
     }
     let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
-    load_programs(&mut ebpf, &pins)?;
+    load_programs(&mut ebpf, pins)?;
 
     let mut maps = BTreeMap::new();
     for shape in SHAPES {
@@ -239,14 +260,8 @@ pub(crate) fn load(pins: Pins, capacities: &Capacities) -> Result<Loaded> {
         })?;
         maps.insert(shape.name, map);
     }
-    let capacity = check_pinned(&pins)?;
-    Ok(Loaded {
-        pins,
-        ebpf,
-        maps,
-        capacity,
-        lock,
-    })
+    let capacity = check_pinned(pins)?;
+    Ok((ebpf, maps, capacity))
 }
 
 fn load_error(error: aya::EbpfError) -> Error {
@@ -260,7 +275,8 @@ fn load_error(error: aya::EbpfError) -> Error {
         Some(libc::EPERM | libc::EACCES) => Error::NotPermitted {
             operation: operation(),
         },
-        Some(libc::ENOMEM) => Error::NoMemory {
+        // E2BIG: no map may be so large.
+        Some(libc::ENOMEM | libc::E2BIG) => Error::NoMemory {
             operation: operation(),
         },
         _ => Error::Load(error),
