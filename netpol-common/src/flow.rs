@@ -1,5 +1,7 @@
 //! Flows: what was allowed at a way out and whose replies need to be recognised.
 
+use crate::proto::{SCTP, TCP};
+
 /// A tuple as seen at the way out, IPv4. ICMP queries: both ports are the identifier. Without ports: zeros.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -91,6 +93,35 @@ pub mod timeout {
     pub const ANSWERED: usize = 5;
     /// Later fragments after the first.
     pub const FRAGMENT: usize = 6;
+}
+
+/// TCP and SCTP: the opener confirms what the answerer says before anything else happens.
+#[inline(always)]
+#[must_use]
+pub const fn has_handshake(proto: u8) -> bool {
+    proto == TCP || proto == SCTP
+}
+
+/// Which of `Config::timeouts` bounds the silence of a flow in this state; `opening`: it is not among the answered ones.
+/// None is longer than conntrack's default.
+#[inline(always)]
+#[must_use]
+pub const fn lifetime(state: u32, opening: bool, proto: u8) -> usize {
+    if !has_handshake(proto) {
+        if opening {
+            timeout::UNANSWERED
+        } else {
+            timeout::ANSWERED
+        }
+    } else if state & STATE_RESET != 0 {
+        timeout::RESET
+    } else if opening {
+        timeout::OPENING
+    } else if state & (STATE_FIN_FORWARD | STATE_FIN_REPLY) != 0 {
+        timeout::CLOSING
+    } else {
+        timeout::ESTABLISHED
+    }
 }
 
 /// Which packet a fragment belongs to (addresses as seen at that hook). IPv4 addresses are `[a, 0, 0, 0]`.

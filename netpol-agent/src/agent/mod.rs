@@ -237,6 +237,7 @@ impl Agent {
         failures.extend(self.datapath.attach());
         failures.extend(self.enforce().err());
         failures.extend(self.datapath.bind().err());
+        failures.extend(self.datapath.sweep().err());
         self.finish(failures);
     }
 
@@ -316,7 +317,7 @@ impl Agent {
             self.unbound_looks += 1;
             pause = pause.min(RESYNC_UNBOUND);
         }
-        Instant::now() + pause
+        Instant::now() + pause.min(self.datapath.next_sweep())
     }
 
     /// Whether it is time to ask the kernel about everything.

@@ -24,6 +24,7 @@ pub mod pods;
 mod qdisc;
 pub mod report;
 pub mod settings;
+pub mod sweep;
 pub mod wakeups;
 mod words;
 

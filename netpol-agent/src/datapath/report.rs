@@ -131,6 +131,18 @@ pub struct Live {
     pub links: Vec<String>,
     /// Dropped packets, by pod, hook and reason.
     pub drops: Vec<DropReport>,
+    /// Pods that opened more at once than their quota: the answers to the rest were not recognised.
+    #[serde(default)]
+    pub refused: Vec<RefusedReport>,
+}
+
+/// Openings of one pod that were not recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedReport {
+    /// The pod's index.
+    pub pod: u32,
+    /// Openings beyond the quota since the pod started.
+    pub openings: u32,
 }
 
 /// One drop counter.
@@ -188,6 +200,12 @@ impl Live {
             match shape.name {
                 names::STATE => live.epoch = maps::epoch(map)?,
                 names::DROPS => live.drops = maps::drops(map)?.into_iter().map(drop_report).collect(),
+                names::QUOTAS => {
+                    let refused = maps::refused(map)?.into_iter();
+                    live.refused = refused
+                        .map(|(pod, openings)| RefusedReport { pod, openings })
+                        .collect();
+                }
                 _ => {}
             }
         }

@@ -9,12 +9,11 @@ mod table;
 
 use netpol_common::{
     flow::{
-        DENIED, Flow, Key4, Key6, STATE_ANSWERED, STATE_FIN_FORWARD, STATE_FIN_REPLY, STATE_RESET, timeout,
-        verdict,
+        self, DENIED, Flow, Key4, Key6, STATE_ANSWERED, STATE_FIN_FORWARD, STATE_FIN_REPLY, STATE_RESET,
+        has_handshake, verdict,
     },
     mark::OUTSIDE,
     pod::Config,
-    proto::{SCTP, TCP},
     reason::is_drop,
 };
 
@@ -142,31 +141,10 @@ fn lives(index: u32, incarnation: u32) -> bool {
     index == OUTSIDE || maps::pod(index).is_some_and(|pod| pod.incarnation == incarnation)
 }
 
-/// TCP and SCTP: the opener confirms what the answerer says before anything else happens.
-#[inline(always)]
-fn has_handshake(proto: u8) -> bool {
-    proto == TCP || proto == SCTP
-}
-
-/// How long a flow in this state may be silent, in jiffies; never longer than conntrack's defaults.
+/// How long a flow in this state may be silent, in jiffies.
 #[inline(always)]
 fn lifetime(config: &Config, state: u32, opening: bool, proto: u8) -> u64 {
-    let which = if !has_handshake(proto) {
-        if opening {
-            timeout::UNANSWERED
-        } else {
-            timeout::ANSWERED
-        }
-    } else if state & STATE_RESET != 0 {
-        timeout::RESET
-    } else if opening {
-        timeout::OPENING
-    } else if state & (STATE_FIN_FORWARD | STATE_FIN_REPLY) != 0 {
-        timeout::CLOSING
-    } else {
-        timeout::ESTABLISHED
-    };
-    config.timeouts[which]
+    config.timeouts[flow::lifetime(state, opening, proto)]
 }
 
 /// The verdict of this epoch about a flow of an older one, from the identities in its entry.

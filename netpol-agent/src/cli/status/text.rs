@@ -194,6 +194,14 @@ fn drops(out: &mut String, status: &Status) {
         ]
     });
     table(out, "drops", &["POD", "HOOK", "REASON", "PACKETS", "BYTES"], rows);
+    let refused = status.kernel.refused.iter();
+    let rows = refused.map(|refused| vec![pod(refused.pod), refused.openings.to_string()]);
+    table(
+        out,
+        "unanswered flows beyond a pod's quota",
+        &["POD", "FLOWS"],
+        rows,
+    );
 }
 
 fn ruleset(id: u32) -> String {

@@ -12,13 +12,13 @@ use aya::{
 };
 use netpol_common::{
     event::{Count, DropKey, maps},
-    flow::{Flow, Key4, Key6},
+    flow::{Flow, Key4, Key6, Quota},
     pod::{Config, Pod, state},
     tables::{Cell, CellKey, PortsChunk, PortsKey},
 };
 use netpol_policy::plan::{self, Sizes};
 
-pub(crate) use self::pinned::{drops, epoch, fill};
+pub(crate) use self::pinned::{drops, epoch, fill, refused};
 use super::{
     abi::{POD_SLOTS, Plain, STATE_WORDS},
     adopt,
@@ -45,6 +45,7 @@ pub(crate) struct Maps {
     opening4: Hash<Plain<Key4>, Plain<Flow>>,
     opening6: Hash<Plain<Key6>, Plain<Flow>>,
     drops: PerCpuHashMap<MapData, Plain<DropKey>, Plain<Count>>,
+    quotas: Array<MapData, Plain<Quota>>,
     config: Array<MapData, Plain<Config>>,
     state: Words,
     pods: Words,
@@ -111,6 +112,7 @@ impl Maps {
             opening4: typed(found, maps::OPENING4)?,
             opening6: typed(found, maps::OPENING6)?,
             drops: typed(found, maps::DROPS)?,
+            quotas: typed(found, maps::QUOTAS)?,
             config: typed(found, maps::CONFIG)?,
             state,
             pods,

@@ -8,7 +8,7 @@ use aya::{
 };
 use netpol_common::{
     event::{Count, DropKey, maps},
-    flow::{Flow, Frag, FragKey, Key4, Key6},
+    flow::{Flow, Frag, FragKey, Key4, Key6, Quota},
     pod::state,
     tables::{Cell, CellKey, PortsChunk, PortsKey},
 };
@@ -42,6 +42,20 @@ pub(crate) fn drops(map: Map) -> Result<BTreeMap<DropKey, Count>> {
         })
         .collect::<Result<_, _>>()
         .map_err(failed)
+}
+
+/// Openings that were not recorded because their pod had used up its quota: pod's index and how many, where there are any.
+pub(crate) fn refused(map: Map) -> Result<Vec<(u32, u32)>> {
+    let failed = |error| Error::map(maps::QUOTAS, "reading", 0)(error);
+    let map: Array<MapData, Plain<Quota>> = map.try_into().map_err(failed)?;
+    let mut found = Vec::new();
+    for (index, quota) in (0..).zip(map.iter()) {
+        match quota.map_err(failed)?.0.refused {
+            0 => {}
+            refused => found.push((index, refused)),
+        }
+    }
+    Ok(found)
 }
 
 /// How many entries a map has; `None` where it is always full (arrays) or has no entries (rings). The kernel

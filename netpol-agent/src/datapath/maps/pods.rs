@@ -7,11 +7,12 @@ use std::{
 
 use netpol_common::{
     event::maps,
+    flow::Quota,
     pod::{Pod, rulesets},
 };
 use netpol_policy::tables::PodRules;
 
-use super::{Maps, absent_is_fine, keys, put, read};
+use super::{Maps, Plain, absent_is_fine, keys, put, read};
 use crate::datapath::{
     error::{Error, Result},
     pods::Slot,
@@ -103,7 +104,9 @@ impl Maps {
         for key in keys.iter().filter(|key| gone.contains(&key.0.pod)) {
             absent_is_fine(self.drops.remove(key)).map_err(failed)?;
         }
-        Ok(())
+        gone.iter()
+            .try_for_each(|index| self.quotas.set(*index, Plain(Quota::default()), 0))
+            .map_err(Error::map(maps::QUOTAS, "writing", 0))
     }
 
     /// Until when a pod's connections may be adopted in mid-stream.

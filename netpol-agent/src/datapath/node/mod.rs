@@ -27,6 +27,7 @@ use super::{
     object::{self, Capacities, Loaded, Pins, slots_file},
     pods::{Slots, check_writable},
     settings::{self, Settings},
+    sweep::Sweeper,
 };
 
 /// What devices get whose pod nobody has named yet.
@@ -63,7 +64,8 @@ pub struct Options {
 
 /// The loaded object and everything that it stands on.
 pub struct Datapath {
-    options: Options,
+    pub(super) options: Options,
+    pub(super) sweeper: Sweeper,
     kernel: Kernel,
     mode: Mode,
     pub(super) ebpf: Ebpf,
@@ -139,6 +141,7 @@ impl Datapath {
             pods: Vec::new(),
             roles: BTreeMap::new(),
             seen: Seen::default(),
+            sweeper: Sweeper::default(),
             _loaded: lock,
         })
     }
