@@ -39,7 +39,7 @@ pub use traffic::{Counter, Talk, count};
 use crate::net::{Namespace, Rig, wait_until};
 
 /// How long an edit may take until it is in force.
-const IN_FORCE: Duration = Duration::from_secs(30);
+const IN_FORCE: Duration = Duration::from_secs(120);
 /// Nothing listens to this policy; its name tells which edit is in force.
 const MARKER: &str = "nptest";
 

@@ -3,10 +3,13 @@
 mod begin;
 mod born;
 mod cleanup;
+mod flood;
 mod kill;
 mod reuse;
+mod tcp;
 mod topology;
 mod tunnel;
+mod udp;
 
 use std::{net::IpAddr, time::Duration};
 
