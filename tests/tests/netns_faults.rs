@@ -47,6 +47,15 @@ impl Shop {
         })
     }
 
+    /// With an agent, which lets only `web` reach `db`.
+    fn enforcing(arguments: &[&str]) -> Result<Self> {
+        let mut shop = Self::new(arguments)?;
+        shop.cluster.write(&shop.yaml(&[only_web()]))?;
+        shop.cluster.start()?;
+        assert_eq!(shop.reach(), [true, false]);
+        Ok(shop)
+    }
+
     fn yaml(&self, policies: &[String]) -> String {
         format!("{}{}", manifests(&self.pods), policies.concat())
     }
@@ -97,10 +106,7 @@ fn only_web() -> String {
 
 #[test]
 fn a_full_map_keeps_the_policy_in_force_and_says_whose_policies_need_the_room() -> Result<()> {
-    let mut shop = Shop::new(&["--map-size", "nets4=4"])?;
-    shop.cluster.write(&shop.yaml(&[only_web()]))?;
-    shop.cluster.start()?;
-    assert_eq!(shop.reach(), [true, false]);
+    let mut shop = Shop::enforcing(&["--map-size", "nets4=4"])?;
 
     // Nobody may have what would open `db` for `other` alone: the change is taken as a whole or not at all.
     let blocks: Vec<String> = (1..=8).map(|net| format!("{net}.0.0.0/8")).collect();
@@ -126,9 +132,7 @@ fn a_full_map_keeps_the_policy_in_force_and_says_whose_policies_need_the_room() 
 
 #[test]
 fn a_broken_edit_keeps_the_policy_in_force_and_is_said() -> Result<()> {
-    let mut shop = Shop::new(&[])?;
-    shop.cluster.write(&shop.yaml(&[only_web()]))?;
-    shop.cluster.start()?;
+    let mut shop = Shop::enforcing(&[])?;
     let broken = Policy::new("shop/db", "app=db")
         .ingress(&["app=other"])
         .ingress_on("TCP/0", &["*"]);

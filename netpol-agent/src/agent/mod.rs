@@ -69,6 +69,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let config = Config {
+        // `status` shows it, from anywhere.
+        manifests: std::path::absolute(&config.manifests).map_err(bad_input)?,
+        ..config
+    };
     runtime.block_on(async {
         // First: a signal that comes while we write waits until what was begun is in force.
         let signals = Signals::listen()?;
