@@ -72,14 +72,18 @@ impl Scene {
         let loaded = manifests::load(dir)?;
         let raw = Raw::read(dir)?;
         let layout = Layout::new(&loaded.snapshot, &raw, nodes)?;
+        let problems = loaded.problems.iter().map(ToString::to_string);
+        let problems: Vec<String> = problems.filter(|problem| !is_about_services(problem)).collect();
         ensure!(
             !layout.pods.is_empty(),
-            "{} has no running pod to make a sandbox of",
-            dir.display()
+            "{} has no running pod to make a sandbox of{}",
+            dir.display(),
+            problems
+                .iter()
+                .map(|problem| format!("\n{problem}"))
+                .collect::<String>()
         );
         let services = services::services(&loaded.snapshot, &raw, &layout);
-        let problems = loaded.problems.iter().map(ToString::to_string);
-        let problems = problems.filter(|problem| !is_about_services(problem)).collect();
         Ok(Self {
             layout,
             services,
