@@ -65,6 +65,14 @@ fn an_eaten_mark_opens_nothing() -> Result<()> {
             ],
             "{what}"
         );
+        // One way neither, where nobody has to answer.
+        let [to_node, inward] = [town.to_node("b", 1)?, town.inward(1)?];
+        for (from, ether, to) in [("b", &to_node, "outside"), ("outside", &inward, "b")] {
+            let packets =
+                FAMILIES.map(|v4| Ip::new(town.ip(from, v4), town.ip(to, v4)).udp(5000, 53, what.as_bytes()));
+            let seen = crossing(&town, from, ether, &packets, to)?;
+            assert_eq!(seen, [false, false], "{what}: {from} to {to}");
+        }
         let drops = town.drops(1).since(&before);
         assert!(drops.of("-", "lost-mark") > 0, "{what}: settle: {drops:?}");
         assert!(drops.of("t/b", "lost-mark") > 0, "{what}: to_pod: {drops:?}");
