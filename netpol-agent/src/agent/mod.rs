@@ -221,8 +221,12 @@ impl Agent {
     fn note(&mut self, mut problems: Vec<Problem>) {
         problems.extend(unknown_node(&self.config.node, &self.snapshot));
         for problem in &problems {
-            if !self.problems.iter().any(|old| old.is_same(problem)) {
-                tracing::warn!("{problem}");
+            if self.problems.iter().any(|old| old.is_same(problem)) {
+                continue;
+            }
+            match problem.severity {
+                Severity::Error => tracing::error!("{problem}"),
+                Severity::Warning => tracing::warn!("{problem}"),
             }
         }
         self.problems = problems;
