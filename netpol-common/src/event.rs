@@ -81,6 +81,8 @@ pub mod maps {
     pub const PODS: &str = "pods";
     /// `u32` ifindex → `u32` pod index.
     pub const IFACES: &str = "ifaces";
+    /// `u32` slot → `u64`, mmapable: `pod::door` words, what of `ifaces` is found without hashing.
+    pub const DOORS: &str = "doors";
     /// Local pods' addresses: `u32` → pod index.
     pub const LOCAL4: &str = "local4";
     /// Local pods' addresses: `[u32; 4]` → pod index.
@@ -116,7 +118,7 @@ pub mod maps {
 
     /// Every pinned map.
     pub const ALL: &[&str] = &[
-        STATE, CONFIG, PODS, IFACES, LOCAL4, LOCAL6, HOSTS4, HOSTS6, NETS4, NETS6, CELLS, PORTS, FLOWS4,
-        FLOWS6, OPENING4, OPENING6, FRAGS, QUOTAS, DROPS, EVENTS,
+        STATE, CONFIG, PODS, IFACES, DOORS, LOCAL4, LOCAL6, HOSTS4, HOSTS6, NETS4, NETS6, CELLS, PORTS,
+        FLOWS4, FLOWS6, OPENING4, OPENING6, FRAGS, QUOTAS, DROPS, EVENTS,
     ];
 }

@@ -27,6 +27,41 @@ pub const NODE_INDEX: u32 = u32::MAX;
 /// The administrator lets this pod send from addresses that are not its own, and to the node's tunnels.
 pub const POD_EXEMPT: u32 = 1;
 
+/// Words of the `doors` array: the pods behind devices, found without a hash. A slot holds one device's, or 0; whoever is
+/// not in its slot is in the hash `ifaces`, as everybody is.
+pub mod door {
+    /// Number of slots.
+    pub const SLOTS: u32 = 1 << 16;
+
+    /// The slot of a device.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(ifindex: u32) -> u32 {
+        ifindex & (SLOTS - 1)
+    }
+
+    /// A word: this device is that pod's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(ifindex: u32, pod: u32) -> u64 {
+        (ifindex as u64) << 32 | pod as u64
+    }
+
+    /// The device of a word; 0 = an empty slot.
+    #[inline(always)]
+    #[must_use]
+    pub const fn device(word: u64) -> u32 {
+        (word >> 32) as u32
+    }
+
+    /// The pod of a word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pod(word: u64) -> u32 {
+        word as u32
+    }
+}
+
 /// Packs the two rulesets of a pod.
 #[inline(always)]
 #[must_use]

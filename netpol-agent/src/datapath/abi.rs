@@ -4,7 +4,7 @@ use aya::maps::MapType;
 use netpol_common::{
     event::{Count, DropKey, Event, maps},
     flow::{Flow, Frag, FragKey, Key4, Key6, Quota},
-    pod::{Config, Pod, state},
+    pod::{Config, Pod, door, state},
     tables::{Cell, CellKey, PortsChunk, PortsKey},
 };
 
@@ -82,6 +82,7 @@ pub(crate) const SHAPES: &[Shape] = &[
     fixed(maps::CONFIG, MapType::Array, U32, size_of::<Config>(), 1),
     fixed(maps::PODS, MapType::Array, U32, size_of::<Pod>(), POD_SLOTS),
     sized(maps::IFACES, MapType::Hash, U32, U32),
+    fixed(maps::DOORS, MapType::Array, U32, size_of::<u64>(), door::SLOTS),
     sized(maps::LOCAL4, MapType::Hash, U32, U32),
     sized(maps::LOCAL6, MapType::Hash, V6, U32),
     sized(maps::HOSTS4, MapType::Hash, U32, U32),

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use netpol_common::{
     event::{Count, DropKey, Event},
     flow::{Flow, Frag, FragKey, Key4, Key6, Quota},
-    pod::{self, Config, Pod},
+    pod::{self, Config, Pod, door},
     tables::{Cell, CellKey, PortsChunk, PortsKey},
 };
 
@@ -24,6 +24,8 @@ static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 static PODS: Array<Pod> = Array::with_max_entries(capacity::PODS, BPF_F_MMAPABLE);
 #[map(name = "ifaces")]
 static IFACES: HashMap<u32, u32> = HashMap::with_max_entries(capacity::PODS, BPF_F_NO_PREALLOC);
+#[map(name = "doors")]
+static DOORS: Array<u64> = Array::with_max_entries(door::SLOTS, BPF_F_MMAPABLE);
 #[map(name = "local4")]
 static LOCAL4: HashMap<u32, u32> = HashMap::with_max_entries(capacity::PODS, BPF_F_NO_PREALLOC);
 #[map(name = "local6")]
@@ -104,6 +106,21 @@ pub fn pod(index: u32) -> Option<&'static Pod> {
     PODS.get(index)
 }
 
+/// The index of the pod behind a device.
+#[inline(always)]
+#[must_use]
+pub fn iface(ifindex: &u32) -> Option<u32> {
+    // SAFETY: a live map value; volatile, as user space stores to it at any time.
+    let word = DOORS
+        .get_ptr(door::slot(*ifindex))
+        .map_or(0, |at| unsafe { at.read_volatile() });
+    if door::device(word) == *ifindex {
+        return Some(door::pod(word));
+    }
+    // SAFETY: a word of a live element.
+    unsafe { IFACES.get(ifindex).copied() }
+}
+
 macro_rules! lookups {
     ($($(#[doc = $doc:literal])+ $name:ident: $map:ident, $key:ty => $value:ty;)+) => {
         $($(#[doc = $doc])+
@@ -117,8 +134,6 @@ macro_rules! lookups {
 }
 
 lookups! {
-    /// The index of the pod behind a device.
-    iface: IFACES, u32 => u32;
     /// Whose address this is.
     local4: LOCAL4, u32 => u32;
     /// Whose address this is.

@@ -11,7 +11,7 @@ use netpol_common::{
     event::maps,
     flow::{Flow, Frag, FragKey, Key4, Key6, Quota},
     mark,
-    pod::{Config, Pod, rulesets, state},
+    pod::{Config, Pod, door, rulesets, state},
     tables::{Cell, CellKey, PortsChunk, PortsKey},
 };
 use netpol_policy::{
@@ -369,6 +369,9 @@ impl<'m> Lab<'m> {
         self.machine.clear::<u32, u32>(maps::LOCAL4)?;
         self.machine.clear::<[u32; 4], u32>(maps::LOCAL6)?;
         self.machine.clear::<u32, u32>(maps::IFACES)?;
+        for ifindex in &self.devices {
+            self.machine.store(maps::DOORS, door::slot(*ifindex), 0u64)?;
+        }
         for index in self
             .pods
             .iter()
@@ -397,7 +400,10 @@ impl<'m> Lab<'m> {
                 }
             }
             self.machine.store(maps::PODS, index, slot)?;
-            self.machine.insert(maps::IFACES, self.device(index), index)?;
+            let device = self.device(index);
+            self.machine.insert(maps::IFACES, device, index)?;
+            self.machine
+                .store(maps::DOORS, door::slot(device), door::word(device, index))?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use aya::{
 use netpol_common::{
     event::{Count, DropKey, maps},
     flow::{Flow, Key4, Key6, Quota},
-    pod::{Config, Pod, state},
+    pod::{Config, Pod, door, state},
     tables::{Cell, CellKey, PortsChunk, PortsKey},
 };
 use netpol_policy::plan::{self, Sizes};
@@ -38,6 +38,7 @@ pub(crate) struct Maps {
     cells: Hash<Plain<CellKey>, Plain<Cell>>,
     ports: Hash<Plain<PortsKey>, Plain<PortsChunk>>,
     ifaces: Hash<u32, u32>,
+    doors: Words,
     local4: Hash<u32, u32>,
     local6: Hash<[u32; 4], u32>,
     flows4: Hash<Plain<Key4>, Plain<Flow>>,
@@ -105,6 +106,7 @@ impl Maps {
             cells: typed(found, maps::CELLS)?,
             ports: typed(found, maps::PORTS)?,
             ifaces: typed(found, maps::IFACES)?,
+            doors: words(found, maps::DOORS, door::SLOTS, size_of::<u64>())?,
             local4: typed(found, maps::LOCAL4)?,
             local6: typed(found, maps::LOCAL6)?,
             flows4: typed(found, maps::FLOWS4)?,

@@ -8,7 +8,7 @@ use std::{
 use netpol_common::{
     event::maps,
     flow::Quota,
-    pod::{Pod, rulesets},
+    pod::{Pod, door, rulesets},
 };
 use netpol_policy::tables::PodRules;
 
@@ -122,7 +122,18 @@ impl Maps {
     /// Whose a device is; `None`: nobody's.
     pub(crate) fn set_iface(&mut self, ifindex: u32, pod: Option<u32>) -> Result<()> {
         let map = self.named(maps::IFACES);
-        put(&mut self.ifaces, map, ifindex, pod)
+        let slot = door::slot(ifindex);
+        // What is found first never says other than the hash, wherever this ends.
+        if door::device(self.doors.load(slot, 0)) == ifindex {
+            self.doors.store(slot, 0, 0);
+        }
+        put(&mut self.ifaces, map, ifindex, pod)?;
+        if let Some(pod) = pod
+            && self.doors.load(slot, 0) == 0
+        {
+            self.doors.store(slot, 0, door::word(ifindex, pod));
+        }
+        Ok(())
     }
 
     /// Local pods' addresses → index.
