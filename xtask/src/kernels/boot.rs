@@ -17,6 +17,9 @@ use super::report::Report;
 /// From power-on to the first word: 6 s on an idle machine.
 const BOOT: Duration = Duration::from_secs(120);
 
+/// A guest's memory.
+pub(super) const MEGABYTES: usize = 3072;
+
 /// How long the guest may take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
@@ -91,16 +94,8 @@ fn start(image: &Path, initrd: &Path, console: &Path) -> Result<Guest> {
         .args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"])
         // KVM looks present on machines where it hangs; 6.12 panics on `-cpu max`, and now and then where
         // the emulator of Debian 12 does a cmpxchg16b.
-        .args([
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "Nehalem,-cx16",
-            "-smp",
-            "2",
-            "-m",
-            "3072",
-        ])
+        .args(["-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16", "-smp", "2"])
+        .args(["-m", &MEGABYTES.to_string()])
         .args([
             "-nodefaults",
             "-display",

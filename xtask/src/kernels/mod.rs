@@ -9,11 +9,20 @@ mod image;
 mod report;
 mod suite;
 
-use std::{fs, path::Path, process::ExitCode, time::Duration};
+use std::{
+    fs,
+    num::NonZero,
+    panic::resume_unwind,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 
-use self::{boot::Limits, report::Report};
+use self::{boot::Limits, fetch::Tree, report::Report};
 use crate::{
     build, ebpf, setup,
     test::{Count, report as report_tests},
@@ -138,43 +147,102 @@ fn test(toolchain: &Toolchain, kernels: &[&Kernel], job: Option<&str>) -> Result
     fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
     let suite = suite::build(objects, job)?;
     let programs = image::programs(&cache, &suite)?;
-    let mut sum = Count::default();
-    for kernel in kernels {
-        sum += one(&cache, kernel, &programs, &suite.jobs)?;
-    }
-    Ok(sum)
+    let machines = kernels
+        .iter()
+        .map(|kernel| Bootable::prepare(&cache, kernel, &programs))
+        .collect::<Result<Vec<_>>>()?;
+    side_by_side(&machines, &suite.jobs)
 }
 
-/// Runs `jobs` under one kernel, and shows what failed.
-fn one(cache: &Path, kernel: &Kernel, programs: &Path, jobs: &[Job]) -> Result<Count> {
-    let dir = cache.join(kernel.version);
-    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-    let tree = fetch::kernel(cache, kernel)?;
-    let modules = image::modules(&dir, &tree)?;
-    let initrd = dir.join("initrd.cpio");
-    image::join(&[modules, programs.to_owned()], &initrd)?;
-    let console = dir.join("console.log");
-    let name = format!("kernel {}", kernel.version);
-    say(&name, &format!("booting {}", tree.release));
-    let (report, late) = boot::boot(&tree.image, &initrd, &console, Limits { job: JOB }, |report| {
-        if let Some(job) = report.jobs.last() {
-            report_tests(
-                &format!("{name}, {}", job.name),
-                job.result(),
-                job.took,
-                &job.output,
-            );
+/// Boots as many at a time as this machine has room for.
+fn side_by_side(machines: &[Bootable], jobs: &[Job]) -> Result<Count> {
+    let waiting = Mutex::new(machines.iter());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || -> Result<Count> {
+        let mut sum = Count::default();
+        while let Some(machine) = next() {
+            sum += machine.run(jobs)?;
         }
-    })?;
-    let mut count = report.count();
-    let ended = report.jobs.iter().filter(|job| job.status.is_some()).count();
-    if late.is_some() || ended < jobs.len() {
-        count.failed = count.failed.max(1);
+        Ok(sum)
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..room().min(machines.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let mut sum = Count::default();
+        for worker in workers {
+            sum += worker.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        }
+        Ok(sum)
+    })
+}
+
+/// How many guests run at a time: each keeps one core busy (its second one waits most of the time), and none may
+/// drive the others out of memory.
+fn room() -> usize {
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("MemAvailable:")?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
+        .unwrap_or(0_usize);
+    cores.min(available / 1024 / boot::MEGABYTES).max(1)
+}
+
+/// A kernel with all that it boots with.
+#[derive(Debug)]
+struct Bootable {
+    /// `kernel 6.1`
+    name: String,
+    tree: Tree,
+    initrd: PathBuf,
+    /// The first serial line.
+    console: PathBuf,
+}
+
+impl Bootable {
+    fn prepare(cache: &Path, kernel: &Kernel, programs: &Path) -> Result<Self> {
+        let dir = cache.join(kernel.version);
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        let tree = fetch::kernel(cache, kernel)?;
+        let modules = image::modules(&dir, &tree)?;
+        let initrd = dir.join("initrd.cpio");
+        image::join(&[modules, programs.to_owned()], &initrd)?;
+        Ok(Self {
+            name: format!("kernel {}", kernel.version),
+            tree,
+            initrd,
+            console: dir.join("console.log"),
+        })
     }
-    if count.failed > 0 {
-        explain(&name, &report, late, &console);
+
+    /// Boots it, runs `jobs`, and shows what failed.
+    fn run(&self, jobs: &[Job]) -> Result<Count> {
+        let Self { name, console, .. } = self;
+        say(name, &format!("booting {}", self.tree.release));
+        let limits = Limits { job: JOB };
+        let (report, late) = boot::boot(&self.tree.image, &self.initrd, console, limits, |report| {
+            if let Some(job) = report.jobs.last() {
+                let what = format!("{name}, {}", job.name);
+                report_tests(&what, job.result(), job.took, &job.output);
+            }
+        })?;
+        let mut count = report.count();
+        let ended = report.jobs.iter().filter(|job| job.status.is_some()).count();
+        if late.is_some() || ended < jobs.len() {
+            count.failed = count.failed.max(1);
+        }
+        if count.failed > 0 {
+            explain(name, &report, late, console);
+        }
+        Ok(count)
     }
-    Ok(count)
 }
 
 /// Shows what the failed jobs said and the end of the console.
