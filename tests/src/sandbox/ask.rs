@@ -12,6 +12,7 @@ use netpol_policy::{model::Snapshot, oracle::Oracle};
 
 use super::{
     build::Network,
+    by_service::another_port,
     checks::{Answer, Check, Questions, Site, transport},
     layout::Layout,
     services::Backend,
@@ -97,8 +98,13 @@ pub(super) fn ask(
     let mut outcomes: Vec<Outcome> = vec![Outcome::Silent; checks.len()];
     let mut tries = vec![0; checks.len()];
     let mut open: Vec<usize> = (0..checks.len()).collect();
-    for limit in [PATIENCE, patience(MORE_PATIENCE), patience(MORE_PATIENCE)] {
-        for (at, outcome) in round(network, questions, checks, &open, limit, stop)? {
+    let limits = [PATIENCE, patience(MORE_PATIENCE), patience(MORE_PATIENCE)];
+    for (again, limit) in (0..).zip(limits) {
+        let probe = |at: usize| Probe {
+            from_port: another_port(checks[at].probe.from_port, again),
+            ..checks[at].probe
+        };
+        for (at, outcome) in round(network, questions, checks, &open, (&probe, limit), stop)? {
             outcomes[at] = outcome;
             tries[at] += 1;
         }
@@ -136,7 +142,7 @@ fn round(
     questions: &Questions<'_>,
     checks: &[Check],
     open: &[usize],
-    patience: Duration,
+    (probe, limit): (&(dyn Fn(usize) -> Probe + Sync), Duration),
     stop: &(dyn Fn() -> Result<()> + Sync),
 ) -> Result<Vec<(usize, Outcome)>> {
     let mut work: BTreeMap<&str, (&Namespace, Vec<usize>)> = BTreeMap::new();
@@ -159,8 +165,8 @@ fn round(
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some((namespace, indices)) = next().filter(|_| stop().is_ok()) {
-                    let probes: Vec<Probe> = indices.iter().map(|at| checks[*at].probe).collect();
-                    let outcomes = probe_all(namespace, &probes, patience);
+                    let probes: Vec<Probe> = indices.iter().map(|at| probe(*at)).collect();
+                    let outcomes = probe_all(namespace, &probes, limit);
                     let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     results.extend(indices.into_iter().zip(outcomes));
                 }

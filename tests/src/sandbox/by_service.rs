@@ -165,8 +165,40 @@ impl Questions<'_> {
     }
 }
 
-/// A source port that makes the DNAT rules choose endpoint number `slot`; checks that are near to each other get different ones.
+/// Source ports of probes: below those that the kernel chooses.
+const FIRST_PORT: u16 = 12_288;
+/// How many times [`CHOICES`] of them there are.
+const TURNS: u16 = 319;
+
+/// A source port that makes the DNAT rules choose endpoint number `slot`; checks that are near to each other get
+/// different ones.
 fn slot_port(check: usize, slot: usize) -> u16 {
-    let turn = u16::try_from(check % 319).unwrap_or_default();
-    12_288 + turn * CHOICES + u16::try_from(slot).unwrap_or_default()
+    let turn = u16::try_from(check % usize::from(TURNS)).unwrap_or_default();
+    FIRST_PORT + turn * CHOICES + u16::try_from(slot).unwrap_or_default()
+}
+
+/// Another source port that leads to the same endpoint, for another try: the first may still be taken by what is left
+/// of the first connection. The kernel's choice (0) stays.
+pub(super) fn another_port(port: u16, tries: u16) -> u16 {
+    let Some(above) = port.checked_sub(FIRST_PORT) else {
+        return port;
+    };
+    let turn = (above / CHOICES + tries * (TURNS / 3)) % TURNS;
+    FIRST_PORT + turn * CHOICES + above % CHOICES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_try_has_another_port_and_the_same_endpoint() {
+        for (check, slot) in [(0, 0), (318, 63), (1000, 7)] {
+            let ports = [0, 1, 2].map(|tries| another_port(slot_port(check, slot), tries));
+            assert!(ports[0] != ports[1] && ports[1] != ports[2] && ports[0] != ports[2]);
+            assert!(ports.iter().all(|port| usize::from(port % CHOICES) == slot));
+            assert!(ports.iter().all(|port| (FIRST_PORT..32_768).contains(port)));
+        }
+        assert_eq!(another_port(0, 2), 0);
+    }
 }
