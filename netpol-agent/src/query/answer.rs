@@ -1,10 +1,15 @@
 //! A verdict as programs read it.
 
+use std::io::Write as _;
+
 use netpol_policy::{
     model::ObjectName,
     oracle::{Exemption, RuleRef, Side, Verdict},
 };
-use serde::{Serialize, Serializer, ser::SerializeStruct as _};
+use serde::{
+    Serialize, Serializer,
+    ser::{Error as _, SerializeStruct as _},
+};
 
 /// A whole verdict: `{"verdict":…,"egress":{…},"ingress":{…}}`.
 #[derive(Clone, Copy, Debug)]
@@ -89,9 +94,24 @@ impl Serialize for Names<'_> {
 /// `namespace/name`
 pub(super) struct Name<'v>(pub(super) &'v ObjectName);
 
+/// As long as a namespace and an object's name in it can be.
+const LONGEST_NAME: usize = 63 + 1 + 253;
+
 impl Serialize for Name<'_> {
+    /// Half of what `explain --flows` prints is names, so they are put together without the formatting machinery.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self.0)
+        let parts = [&*self.0.namespace, "/", &*self.0.name];
+        let mut text = [0; LONGEST_NAME];
+        let mut rest = &mut text[..];
+        // Only a name that the API would refuse does not fit.
+        if parts.iter().any(|part| rest.write_all(part.as_bytes()).is_err()) {
+            return serializer.collect_str(self.0);
+        }
+        let length = LONGEST_NAME - rest.len();
+        match std::str::from_utf8(&text[..length]) {
+            Ok(text) => serializer.serialize_str(text),
+            Err(error) => Err(S::Error::custom(error)),
+        }
     }
 }
 

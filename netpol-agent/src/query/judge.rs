@@ -146,8 +146,7 @@ impl<'a> Judge<'a> {
             protocol,
             port,
         } = *question;
-        let flow = question.flow();
-        let verdict = self.oracle.evaluate(&flow);
+        let verdict = self.oracle.between([&from.end, &to.end], protocol, port);
         let sides = |side: &Side<'_>, direction| {
             let (local, remote) = match direction {
                 Direction::Egress => (from, to),

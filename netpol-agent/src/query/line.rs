@@ -106,6 +106,11 @@ pub(super) fn parse(line: &[u8]) -> Result<FlowLine<'_>, String> {
 /// A value that is written as a number or as a string.
 trait Written: FromStr<Err = QueryError> {
     const WHAT: &'static str;
+
+    /// A number means what its digits mean.
+    fn of_number(number: u64) -> Result<Self, QueryError> {
+        number.to_string().parse()
+    }
 }
 
 impl Written for Transport {
@@ -114,6 +119,10 @@ impl Written for Transport {
 
 impl Written for PortName {
     const WHAT: &'static str = "a port's number or name";
+
+    fn of_number(number: u64) -> Result<Self, QueryError> {
+        Self::number(number)
+    }
 }
 
 impl Written for Family {
@@ -135,7 +144,7 @@ fn written<'de, T: Written, D: Deserializer<'de>>(deserializer: D) -> Result<Opt
         }
 
         fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
-            self.visit_str(&number.to_string())
+            T::of_number(number).map(Some).map_err(E::custom)
         }
 
         fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {

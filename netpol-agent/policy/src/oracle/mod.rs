@@ -114,6 +114,13 @@ pub struct Oracle<'a> {
     index: Index<'a>,
 }
 
+/// What the sender wants of the destination.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    protocol: u8,
+    port: u16,
+}
+
 /// An end, resolved: whose policies are asked, and what the other side sees.
 #[derive(Clone, Copy, Debug)]
 struct Place<'o> {
@@ -148,10 +155,17 @@ impl<'a> Oracle<'a> {
     /// - IPv4 and IPv6 never match each other; `::ffff:a.b.c.d` is an IPv6 address.
     #[must_use]
     pub fn evaluate(&self, flow: &Flow) -> Verdict<'_> {
-        let (from, to) = (self.place(&flow.from), self.place(&flow.to));
+        self.between([&flow.from, &flow.to], flow.protocol, flow.port)
+    }
+
+    /// [`Self::evaluate`] for ends that somebody else keeps: from the first to the second.
+    #[must_use]
+    pub fn between(&self, ends: [&End; 2], protocol: u8, port: u16) -> Verdict<'_> {
+        let [from, to] = ends.map(|end| self.place(end));
+        let asked = Asked { protocol, port };
         Verdict {
-            egress: self.side(Direction::Egress, from, to, flow),
-            ingress: self.side(Direction::Ingress, to, from, flow),
+            egress: self.side(Direction::Egress, from, to, asked),
+            ingress: self.side(Direction::Ingress, to, from, asked),
         }
     }
 
@@ -203,12 +217,12 @@ impl<'a> Oracle<'a> {
         direction: Direction,
         local: Place<'_>,
         remote: Place<'_>,
-        flow: &Flow,
+        asked: Asked,
     ) -> Side<'o> {
         let sides = local
             .subjects
             .iter()
-            .map(|&subject| self.judge(direction, subject, remote, flow));
+            .map(|&subject| self.judge(direction, subject, remote, asked));
         sides.reduce(Side::and).unwrap_or(Side {
             isolated: false,
             allowed: true,
@@ -221,7 +235,13 @@ impl<'a> Oracle<'a> {
     /// types, ingress: "Traffic is allowed to a pod if there are no NetworkPolicies selecting the pod [...], OR
     /// if the traffic source is the pod's local node, OR if the traffic matches at least one ingress rule across
     /// all of the NetworkPolicy objects whose podSelector matches the pod." The same for egress.
-    fn judge<'o>(&'o self, direction: Direction, subject: usize, remote: Place<'_>, flow: &Flow) -> Side<'o> {
+    fn judge<'o>(
+        &'o self,
+        direction: Direction,
+        subject: usize,
+        remote: Place<'_>,
+        asked: Asked,
+    ) -> Side<'o> {
         let isolation = self.index.isolation(subject, direction);
         let isolated = isolation.len() > 0;
         let exempt = self.exemption(subject, remote);
@@ -233,10 +253,10 @@ impl<'a> Oracle<'a> {
         let mut allowing = Vec::new();
         for (policy, rules) in isolation {
             isolating.push(policy);
-            let asked = if exempt.is_none() { rules } else { &[] };
-            let matching = asked
+            let rules = if exempt.is_none() { rules } else { &[] };
+            let matching = rules
                 .iter()
-                .filter(|rule| self.index.rule_matches(rule, remote, target, flow));
+                .filter(|rule| self.index.rule_matches(rule, remote, target, asked));
             allowing.extend(matching.map(|rule| RuleRef {
                 policy,
                 rule: rule.index,

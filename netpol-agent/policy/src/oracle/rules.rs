@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{
-    Flow, Place,
+    Asked, Place,
     index::Index,
     prepared::{PreparedPeer, PreparedRule},
 };
@@ -22,10 +22,10 @@ impl Index<'_> {
         rule: &PreparedRule<'_>,
         remote: Place<'_>,
         target: &[usize],
-        flow: &Flow,
+        asked: Asked,
     ) -> bool {
         // Ports first: a comparison of numbers settles most rules.
-        self.ports_match(rule.ports, target, flow) && self.peers_match(rule.peers.as_deref(), remote)
+        self.ports_match(rule.ports, target, asked) && self.peers_match(rule.peers.as_deref(), remote)
     }
 
     /// types, from: "Items in this list are combined using a logical OR operation. If this field is empty or
@@ -52,10 +52,10 @@ impl Index<'_> {
     ///
     /// types, protocol: "protocol represents the protocol (TCP, UDP, or SCTP) which traffic must match." So a
     /// protocol that is none of these matches only rules without ports.
-    fn ports_match(&self, ports: &Ports, target: &[usize], flow: &Flow) -> bool {
+    fn ports_match(&self, ports: &Ports, target: &[usize], asked: Asked) -> bool {
         match ports {
             Ports::Any => true,
-            Ports::Of(ports) => ports.iter().any(|port| self.port_matches(port, target, flow)),
+            Ports::Of(ports) => ports.iter().any(|port| self.port_matches(port, target, asked)),
         }
     }
 
@@ -65,18 +65,18 @@ impl Index<'_> {
     ///
     /// types, endPort: "endPort indicates that the range of ports from port to endPort if set, inclusive, should
     /// be allowed by the policy."
-    fn port_matches(&self, port: &PortMatch, target: &[usize], flow: &Flow) -> bool {
-        port.protocol.number() == flow.protocol
+    fn port_matches(&self, port: &PortMatch, target: &[usize], asked: Asked) -> bool {
+        port.protocol.number() == asked.protocol
             && match &port.port {
                 PortSpec::All => true,
-                PortSpec::Range(first, last) => (*first..=*last).contains(&flow.port),
+                PortSpec::Range(first, last) => (*first..=*last).contains(&asked.port),
                 // "named port on a pod": the destination's, whichever of its containers declares it, as often
                 // as they declare it. What is no pod has no named ports.
                 PortSpec::Named(name) => {
                     !target.is_empty()
                         && target.iter().all(|&pod| {
                             self.endpoint(pod).ports.iter().any(|declared| {
-                                declared.number == flow.port
+                                declared.number == asked.port
                                     && declared.protocol == port.protocol
                                     && declared.name == *name
                             })
