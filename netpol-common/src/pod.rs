@@ -24,6 +24,10 @@ const _: () = assert!(size_of::<Pod>() == 56);
 /// link-local and gateway addresses): no pod may claim it.
 pub const NODE_INDEX: u32 = u32::MAX;
 
+/// What `ifaces` and `doors` hold for an outside device whose packets have no link layer header (`tun`, WireGuard, IPIP,
+/// PPP): they begin with the IP header.
+pub const BARE_INDEX: u32 = u32::MAX - 1;
+
 /// The administrator lets this pod send from addresses that are not its own, and to the node's tunnels.
 pub const POD_EXEMPT: u32 = 1;
 
@@ -94,6 +98,8 @@ pub mod state {
     pub const FLAG_EVENTS_ALL: u64 = 1 << 6;
     /// A device that should be a pod's but whose pod is not known passes everything (`--unknown-pods=allow`).
     pub const FLAG_UNKNOWN_PASS: u64 = 1 << 7;
+    /// Some outside device is a bare one ([`super::BARE_INDEX`]): each has to be looked up.
+    pub const FLAG_BARE: u64 = 1 << 8;
 }
 
 /// Settings that change rarely; an array of one.

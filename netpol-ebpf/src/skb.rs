@@ -12,6 +12,12 @@ pub trait Skb {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// Whether the packet begins with its IP header, as the device has no link layer.
+    fn is_bare(&self) -> bool;
+    /// Says that it does.
+    fn set_bare(&mut self);
+    /// `skb->protocol`, an Ethernet type in host byte order.
+    fn protocol(&self) -> u16;
     /// `skb->mark`
     fn mark(&self) -> u32;
     /// Writes `skb->mark`.
@@ -39,6 +45,7 @@ mod kernel {
     /// The `__sk_buff` of a TC program.
     pub struct KernelSkb {
         ctx: *mut __sk_buff,
+        bare: bool,
     }
 
     impl KernelSkb {
@@ -46,7 +53,7 @@ mod kernel {
         /// `ctx` is the context that the kernel passed to the program.
         #[inline(always)]
         pub unsafe fn new(ctx: *mut __sk_buff) -> Self {
-            Self { ctx }
+            Self { ctx, bare: false }
         }
 
         /// Where the linear part begins. Volatile, as LLVM may otherwise keep the 32-bit field across calls and
@@ -98,6 +105,22 @@ mod kernel {
         }
 
         #[inline(always)]
+        fn is_bare(&self) -> bool {
+            self.bare
+        }
+
+        #[inline(always)]
+        fn set_bare(&mut self) {
+            self.bare = true;
+        }
+
+        #[inline(always)]
+        fn protocol(&self) -> u16 {
+            // SAFETY: a context field, in network byte order.
+            u16::from_be(unsafe { (*self.ctx).protocol } as u16)
+        }
+
+        #[inline(always)]
         fn mark(&self) -> u32 {
             // SAFETY: a context field.
             unsafe { (*self.ctx).mark }
@@ -136,6 +159,10 @@ pub struct HostSkb {
     pub bytes: Vec<u8>,
     /// How many bytes are not in the linear part.
     pub paged: std::cell::Cell<usize>,
+    /// Whether there is no link layer header.
+    pub bare: bool,
+    /// `skb->protocol`; read only where there is no link layer header.
+    pub protocol: u16,
     /// `skb->mark`
     pub mark: u32,
     /// The device whose hook runs.
@@ -160,6 +187,18 @@ impl Skb for HostSkb {
 
     fn len(&self) -> u32 {
         self.bytes.len() as u32
+    }
+
+    fn is_bare(&self) -> bool {
+        self.bare
+    }
+
+    fn set_bare(&mut self) {
+        self.bare = true;
+    }
+
+    fn protocol(&self) -> u16 {
+        self.protocol
     }
 
     fn mark(&self) -> u32 {

@@ -19,6 +19,8 @@ pub struct Device {
     pub kind: String,
     /// Its link-layer address.
     pub hardware: Vec<u8>,
+    /// Its packets begin with the IP header: it has no link layer (`tun`, WireGuard, IPIP, PPP).
+    pub bare: bool,
     /// `IFF_LOOPBACK`
     pub loopback: bool,
     /// `IFF_UP`

@@ -15,7 +15,10 @@ use netlink_packet_core::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{
+        InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+        LinkMessage,
+    },
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -237,6 +240,7 @@ fn routes(requests: &mut Requests) -> Result<Vec<Route>> {
 fn device(link: &LinkMessage) -> Device {
     let mut device = Device {
         index: link.header.index,
+        bare: is_bare(link.header.link_layer_type),
         loopback: link.header.flags.contains(LinkFlags::Loopback),
         up: link.header.flags.contains(LinkFlags::Up),
         ..Device::default()
@@ -254,6 +258,20 @@ fn device(link: &LinkMessage) -> Device {
         }
     }
     device
+}
+
+/// Types of devices without link layer (`linux/if_arp.h`). Those of GRE are none: what comes in by them still has the
+/// outer headers before it.
+fn is_bare(kind: LinkLayerType) -> bool {
+    matches!(
+        kind,
+        LinkLayerType::None
+            | LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ppp
+            | LinkLayerType::Rawip
+    )
 }
 
 fn kind_and_tunnel(infos: &[LinkInfo], device: &mut Device) {

@@ -6,7 +6,10 @@ mod ways_in;
 mod ways_out;
 
 use netpol_common::{
-    pod::state::{EPOCH, FLAG_UNKNOWN_PASS, FLAGS},
+    pod::{
+        BARE_INDEX,
+        state::{EPOCH, FLAG_BARE, FLAG_UNKNOWN_PASS, FLAGS},
+    },
     reason::{NOT_ISOLATED, UNKNOWN_POD},
 };
 pub use ways_in::{arrive, from_pod};
@@ -31,6 +34,14 @@ impl Moment {
             epoch,
             flags: maps::state(FLAGS),
         }
+    }
+}
+
+/// Notes whether the outside device has a link layer; only where some have none is it looked up.
+#[inline(always)]
+fn note_link<S: Skb>(skb: &mut S, flags: u64) {
+    if flags & FLAG_BARE != 0 && maps::iface(&skb.ifindex()) == Some(BARE_INDEX) {
+        skb.set_bare();
     }
 }
 

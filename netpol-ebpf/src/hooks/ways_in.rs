@@ -11,7 +11,7 @@ use netpol_common::{
     tables::RULESET_NONE,
 };
 
-use super::{forbidden::forbidden, fragments, unknown_pod};
+use super::{forbidden::forbidden, fragments, note_link, unknown_pod};
 use crate::{
     flows::{Lookup, Moment, course, look_up},
     icmp_error,
@@ -59,6 +59,7 @@ pub fn from_pod<S: Skb>(skb: &mut S) -> bool {
 #[inline(always)]
 pub fn arrive<S: Skb>(skb: &mut S) -> bool {
     let moment = Moment::now();
+    note_link(skb, moment.flags);
     let Some([packet, quote]) = maps::scratch() else {
         return true;
     };

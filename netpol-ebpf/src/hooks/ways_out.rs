@@ -15,7 +15,7 @@ use netpol_common::{
     tables::RULESET_NONE,
 };
 
-use super::{fragments, unknown_pod};
+use super::{fragments, note_link, unknown_pod};
 use crate::{
     flows::{self, Lookup, Moment, look_up},
     icmp_error,
@@ -115,6 +115,7 @@ pub fn to_pod<S: Skb>(skb: &mut S) -> bool {
 pub fn settle<S: Skb>(skb: &mut S) -> bool {
     let moment = Moment::now();
     let flags = moment.flags;
+    note_link(skb, flags);
     let mut ends = Ends::default();
     let Some([packet, quote]) = maps::scratch() else {
         return true;

@@ -111,6 +111,13 @@ pub fn parse<S: Skb>(skb: &S, packet: &mut Packet) {
 #[inline(never)]
 fn parse_linear<S: Skb>(skb: &S, packet: &mut Packet) {
     packet.clear();
+    if skb.is_bare() {
+        return match skb.protocol() {
+            ETH_P_IP => parse_ip::<S, false>(skb, 0, 4, packet),
+            ETH_P_IPV6 => parse_ip::<S, false>(skb, 0, 6, packet),
+            _ => {}
+        };
+    }
     let Some(eth) = skb.load::<14>(0) else {
         packet.kind = Kind::BrokenIp;
         return;

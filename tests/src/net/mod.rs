@@ -11,6 +11,7 @@ mod probe;
 mod residue;
 mod responder;
 mod sctp;
+mod tun;
 mod wire;
 
 use std::{
@@ -28,6 +29,7 @@ pub use probe::{Outcome, Probe, Transport, probe, probe_all};
 pub use residue::{Owner, Residue};
 pub use responder::Responder;
 pub use sctp::kernel_has_sctp;
+pub use tun::Tunnel;
 pub use wire::Wire;
 
 /// Where named network namespaces are.

@@ -1,5 +1,6 @@
 //! Topologies, lives of agents and pods, and flows, on real packets: the real agent on nodes made of namespaces.
 
+mod bare;
 mod begin;
 mod born;
 mod cleanup;

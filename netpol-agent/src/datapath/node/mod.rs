@@ -179,11 +179,12 @@ impl Datapath {
     fn write_config(&mut self) -> Result<()> {
         let flag = |on: bool, flag: u64| if on { flag } else { 0 };
         self.maps.set_flags(
-            state::FLAG_UNKNOWN_PASS | state::FLAG_POLICE_NODE,
+            state::FLAG_UNKNOWN_PASS | state::FLAG_POLICE_NODE | state::FLAG_BARE,
             flag(
                 self.options.unknown == UnknownPods::Allow,
                 state::FLAG_UNKNOWN_PASS,
-            ) | flag(self.options.police_node, state::FLAG_POLICE_NODE),
+            ) | flag(self.options.police_node, state::FLAG_POLICE_NODE)
+                | flag(!self.bare().is_empty(), state::FLAG_BARE),
         );
         let addresses: Vec<IpAddr> = self
             .pods

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use netpol_common::pod::BARE_INDEX;
 use netpol_policy::model::ObjectName;
 
 use super::Datapath;
@@ -20,6 +21,8 @@ impl Datapath {
     /// netlink or the CNI cache can not be read.
     pub fn look(&mut self, closely: bool) -> Result<()> {
         let failure = self.observe(closely)?;
+        // Before a program runs on one: without this it would take the IP header for a link layer's.
+        self.write_bare()?;
         self.write_config()?;
         self.write_local()?;
         failure.map_or(Ok(()), Err)
@@ -41,13 +44,39 @@ impl Datapath {
         Ok(failure)
     }
 
+    fn write_bare(&mut self) -> Result<()> {
+        let bare = self.bare();
+        if bare.is_empty() {
+            return Ok(());
+        }
+        let actual = self.maps.ifaces()?;
+        bare.into_iter()
+            .filter(|device| actual.get(device) != Some(&BARE_INDEX))
+            .try_for_each(|device| self.maps.set_iface(device, Some(BARE_INDEX)))
+    }
+
+    /// Outside devices without link layer.
+    pub(super) fn bare(&self) -> BTreeSet<u32> {
+        self.roles
+            .iter()
+            .filter(|(index, role)| {
+                **role == Role::Outside && self.seen.devices.get(index).is_some_and(|device| device.bare)
+            })
+            .map(|(index, _)| *index)
+            .collect()
+    }
+
     /// Tells the kernel whose each device is. A pod whose rules are not in place is left out, so that its packets are
     /// dropped rather than passed without rules.
     ///
     /// # Errors
     /// A map can not be written.
     pub fn bind(&mut self) -> Result<()> {
-        let mut desired = BTreeMap::new();
+        let mut desired: BTreeMap<u32, u32> = self
+            .bare()
+            .into_iter()
+            .map(|device| (device, BARE_INDEX))
+            .collect();
         for (device, role) in &self.roles {
             let Role::Pod(pod) = role else { continue };
             let Some(pod) = pod.as_ref().filter(|pod| self.actual.pods.contains_key(*pod)) else {
