@@ -102,7 +102,7 @@ mod programs {
             return DROP;
         };
         // SAFETY: within the packet; the element is not looked into.
-        unsafe { HASH.get(&(tuple.read_unaligned())[0]).is_some() as i32 }
+        unsafe { HASH.get(tuple.read_unaligned()[0]).is_some() as i32 }
     }
 
     /// The source address in a trie of prefixes.
@@ -133,7 +133,7 @@ mod programs {
             proto: 6,
         };
         // SAFETY: the element is not looked into.
-        unsafe { FLOWS.get(&key).is_some() as i32 }
+        unsafe { FLOWS.get(key).is_some() as i32 }
     }
 
     #[panic_handler]
