@@ -103,7 +103,12 @@ fn find<T: Table>(tuple: &Packet, how: u32, ends: &mut Ends, moment: &Moment) ->
         flow.verdict = judged;
     }
     if judged & DENIED != 0 {
-        return Lookup::Revoked;
+        return if how & (course::REPLY | course::QUOTED) == course::REPLY && goes_on::<T>(tuple, ends, moment)
+        {
+            Lookup::Unknown
+        } else {
+            Lookup::Revoked
+        };
     }
     if how & course::QUOTED != 0 {
         return Lookup::Known;
@@ -116,6 +121,23 @@ fn find<T: Table>(tuple: &Packet, how: u32, ends: &mut Ends, moment: &Moment) ->
         promote(&key, flow, now);
     }
     Lookup::Known
+}
+
+/// Whether the packet may belong to a flow of its own sender's, too: after the other end's connection was revoked it has
+/// opened one on the same ports. Its way out judges it then.
+#[inline(always)]
+fn goes_on<T: Table>(packet: &Packet, ends: &Ends, moment: &Moment) -> bool {
+    let key = T::of(packet);
+    let Some(flow) = key.answered().or_else(|| key.opening()) else {
+        return false;
+    };
+    // SAFETY: a live map value; see `maps`.
+    let flow = unsafe { &*flow };
+    flow.from == ends.sender
+        && flow.to == ends.receiver
+        && lives(flow.from, flow.from_inc)
+        && lives(flow.to, flow.to_inc)
+        && flow.verdict != verdict(moment.epoch, true)
 }
 
 /// An entry counts only for the ends it names, each in the incarnation that it names.

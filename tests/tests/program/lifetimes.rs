@@ -361,3 +361,25 @@ fn two_syns_that_cross_make_a_connection() -> Result<()> {
         play(lab, proto::TCP, 0, &[late(proto::TCP), ACK])
     })
 }
+
+#[test]
+fn the_answerer_of_a_revoked_connection_may_open_one_on_the_same_ports() -> Result<()> {
+    within(|lab| {
+        begin(lab)?;
+        let mut turned = scene();
+        for policy in turned.policies.values_mut() {
+            policy.ingress = Some(Vec::new());
+            policy.egress = Some(vec![rule(Peers::Any, Ports::Any)]);
+        }
+        for family in [0, 1] {
+            lab.apply(&scene())?;
+            play(lab, proto::TCP, family, &[SYN, SYN_ACK, ACK])?;
+            lab.apply(&turned)?;
+            let (syn, syn_ack, ack) = ((false, tcp::SYN), (true, tcp::SYN | tcp::ACK), (false, tcp::ACK));
+            let reason = send(lab, proto::TCP, family, ack)?;
+            ensure!(reason == r::REVOKED, "{}", r::name(reason));
+            play(lab, proto::TCP, family, &[syn, syn_ack, ack, ACK, ack])?;
+        }
+        Ok(())
+    })
+}
