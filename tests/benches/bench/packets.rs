@@ -241,7 +241,11 @@ impl Bench<'_, '_> {
         for (open, out, answer, back) in ways {
             // A part at a time, as unanswered flows have a table of their own that does not hold them all.
             for part in order.chunks(16_384) {
-                for (way, hook, flags) in [(open, out, tcp::SYN), (answer, back, tcp::ACK)] {
+                for (way, hook, flags) in [
+                    (open, out, tcp::SYN),
+                    (answer, back, tcp::ACK),
+                    (open, out, tcp::ACK),
+                ] {
                     let packets: Vec<_> = part
                         .iter()
                         .map(|&peer| self.packet(way, ALLOWED, hook, peer))
