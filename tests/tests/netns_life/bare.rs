@@ -7,7 +7,9 @@ use netpol_tests::{
     net::{Outcome, Probe, Responder, Transport, Tunnel, probe_all, wait_until},
 };
 
-use crate::{ANSWER, SILENCE, app, assert_open, egress, endpoints, ingress, namespace, serve, text, town};
+use netpol_tests::town::{
+    ANSWER, SILENCE, app, assert_open, egress, endpoints, ingress, namespace, serve, text, town,
+};
 
 /// The far end of the tunnel.
 const FAR: [&str; 2] = ["203.0.113.5", "2001:db8:5::5"];

@@ -9,7 +9,7 @@ use std::{
 
 use netpol_tests::cluster::{Cluster, Options};
 
-use crate::{ANSWER, SILENCE, addresses, app, namespace, policy, text, town};
+use netpol_tests::town::{ANSWER, SILENCE, addresses, app, namespace, policy, text, town};
 
 /// Both ends of a conversation.
 enum Pair {

@@ -7,7 +7,7 @@ use netpol_tests::{
     net::{Outcome, Probe, probe},
 };
 
-use crate::{
+use netpol_tests::town::{
     ANSWER, SILENCE, addresses, app, ask, assert_closed, assert_open, ingress, namespace, serve, text, town,
 };
 

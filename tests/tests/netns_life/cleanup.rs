@@ -7,7 +7,7 @@ use netpol_tests::{
     net::Namespace,
 };
 
-use crate::{app, assert_closed, assert_open, ingress, serve, text, topology, town};
+use netpol_tests::town::{app, assert_closed, assert_open, ingress, serve, text, town, uplink};
 
 /// A bridge without ports, which netpol leaves alone: what is mirrored to it is counted and goes nowhere.
 const TAP: &str = "tap0";
@@ -59,7 +59,7 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 fn play(attach: &str) {
-    let pods = topology::pods();
+    let pods = uplink::pods();
     let options = Options {
         arguments: vec!["--attach".into(), attach.into()],
         ..Options::default()
@@ -75,7 +75,7 @@ fn play(attach: &str) {
         ])
         .unwrap();
     devices.iter().for_each(|device| watch(node, device));
-    cluster.write(&text(&pods, &topology::policies())).unwrap();
+    cluster.write(&text(&pods, &uplink::policies())).unwrap();
     let _servers = serve(&cluster, &["outside"]);
 
     // Before the agent, with it, after it: a question and its answer cross each of both devices twice.

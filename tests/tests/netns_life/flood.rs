@@ -8,7 +8,9 @@ use netpol_tests::{
     packet::{Ether, Ip, Mac, tcp},
 };
 
-use crate::{ANSWER, addresses, app, assert_closed, egress, ingress, namespace, serve, text, town};
+use netpol_tests::town::{
+    ANSWER, addresses, app, assert_closed, egress, ingress, namespace, serve, text, town,
+};
 
 /// Places for flows that are not established, of each family.
 const PLACES: u16 = 1024;

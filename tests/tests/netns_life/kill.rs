@@ -19,7 +19,7 @@ use netpol_tests::{
 };
 use nix::sys::signal::Signal;
 
-use crate::{SILENCE, addresses, app, egress, endpoints, ingress, namespace, serve, text, town};
+use netpol_tests::town::{SILENCE, addresses, app, egress, endpoints, ingress, namespace, serve, text, town};
 
 /// Between datagrams: a receiver that does not run for a second loses none.
 const PAUSE: Duration = Duration::from_millis(4);

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use netpol_tests::cluster::{self, Options, Talk};
 
-use crate::{
+use netpol_tests::town::{
     ANSWER, SILENCE, addresses, app, assert_closed, assert_open, egress, ingress, namespace, serve, text,
     town,
 };

@@ -16,7 +16,7 @@ use nix::sys::socket::{
     sockopt::{Linger, ReuseAddr},
 };
 
-use crate::{ANSWER, SILENCE, addresses, app, egress, ingress, namespace, text, town};
+use netpol_tests::town::{ANSWER, SILENCE, addresses, app, egress, ingress, namespace, text, town};
 
 /// `a` may open connections to `far` and nobody else; `far` takes those of `a` and opens none itself. Of each node one, so
 /// that replies are recognised at a pod and at the outside; `near` is as `far`, but on the node of `a`.

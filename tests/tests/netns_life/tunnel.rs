@@ -7,7 +7,7 @@ use netpol_tests::{
     packet::{Ether, Ip},
 };
 
-use crate::{SILENCE, addresses, app, ingress, namespace, text, topology, town};
+use netpol_tests::town::{SILENCE, addresses, app, ingress, namespace, text, town, uplink};
 
 /// Flannel's port.
 const PORT: u16 = 8472;
@@ -53,10 +53,10 @@ fn overlay(cluster: &Cluster, nodes: u8) {
 
 #[test]
 fn pods_reach_each_other_through_the_tunnel_as_policies_say() {
-    let pods = topology::pods();
+    let pods = uplink::pods();
     let mut cluster = town(2, Options::default(), &pods);
     overlay(&cluster, 2);
-    cluster.write(&text(&pods, &topology::policies())).unwrap();
+    cluster.write(&text(&pods, &uplink::policies())).unwrap();
     cluster.start().unwrap();
     let sent = || -> u64 {
         let statistics = cluster
@@ -71,7 +71,7 @@ fn pods_reach_each_other_through_the_tunnel_as_policies_say() {
         line.split_whitespace().nth(10).unwrap().parse().unwrap()
     };
     let before = sent();
-    topology::check(&cluster);
+    uplink::check(&cluster);
     assert!(sent() > before + 8, "the traffic took another way");
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use netpol_tests::cluster::{Cluster, Options};
 
-use crate::{SILENCE, addresses, app, egress, ingress, namespace, text, town};
+use netpol_tests::town::{SILENCE, addresses, app, egress, ingress, namespace, text, town};
 
 /// How long a slow server thinks.
 const SLOW: Duration = Duration::from_millis(2500);

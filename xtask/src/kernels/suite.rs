@@ -35,6 +35,7 @@ const TARGETS: &[Target] = &[
     },
     target("netns_rig", ""),
     target("netns_sctp", ""),
+    target("netns_uplinks", ""),
     target("netns_examples", "--test-threads 1 --exact three_tier db_policy"),
 ];
 
