@@ -33,6 +33,9 @@ pub struct LocalPod {
 #[derive(Debug)]
 pub(crate) struct Binder {
     cache: Cache,
+    /// A device of this node was in the cache: whose the next is will be, too. The far end's address is known earlier, but it
+    /// may be that of another pod, of which nobody has heard yet that it is gone.
+    cache_serves: bool,
     outside: Vec<String>,
     /// ifindex and the peer's ifindex (another device may get the number) → pod.
     far: BTreeMap<(u32, Option<u32>), ObjectName>,
@@ -43,6 +46,7 @@ impl Binder {
     pub(crate) fn new(cni_cache: PathBuf, outside: Vec<String>) -> Self {
         Self {
             cache: Cache::new(cni_cache),
+            cache_serves: false,
             outside,
             far: BTreeMap::new(),
         }
@@ -60,6 +64,7 @@ impl Binder {
             addresses: owners(pods),
             outside: self.outside.clone(),
         };
+        self.cache_serves |= !evidence.bound.is_empty();
         self.forget(seen, &evidence);
         evidence
             .bound
@@ -80,7 +85,7 @@ impl Binder {
                 .values()
                 .filter(|device| device.kind == "veth" && roles.get(&device.index) == Some(&Role::Pod(None)))
         };
-        if homeless.is_empty() || unknown().next().is_none() {
+        if self.cache_serves || homeless.is_empty() || unknown().next().is_none() {
             return Ok((roles, None));
         }
         let far = match namespaces::far_addresses(unknown()) {
