@@ -21,12 +21,12 @@ fn judged_once(uplink: Uplink) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    let has = |kind: &str| {
-        let rig = Rig::new("nptest").unwrap();
-        let trial = rig.namespace("trial").unwrap();
-        trial.ip(&format!("link add trial link lo type {kind}")).is_ok()
-    };
-    let lacks = (!has("bond") || !has("vlan id 5")).then_some("this kernel has no bonds or no VLANs");
+    let rig = Rig::new("nptest").unwrap();
+    let trial = rig.namespace("trial").unwrap();
+    let has = |line: &str| trial.ip(line).is_ok();
+    assert!(has("link add under type veth peer name far"));
+    let lacks = (!has("link add above type bond") || !has("link add tagged link under type vlan id 5"))
+        .then_some("this kernel has no bonds or no VLANs");
     harness::main(
         lacks,
         &[
