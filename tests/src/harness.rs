@@ -11,13 +11,13 @@ use std::{
 
 use anyhow::Result;
 
-/// One test.
+/// One test on a scene that it shares with those before it.
 #[derive(Clone, Copy, Debug)]
-pub struct Test {
+pub struct Test<S> {
     /// Its name.
     pub name: &'static str,
-    /// What it does.
-    pub run: fn() -> Result<()>,
+    /// What it does; it leaves the scene to the next test, which makes no more of it than its builder promises.
+    pub run: fn(&mut S) -> Result<()>,
 }
 
 /// What became of a test.
@@ -27,14 +27,15 @@ enum End {
     Failed(String),
 }
 
-/// Runs those `tests` whose name contains one of the arguments (all without arguments), one after the other. Where
-/// `lacks` says what this kernel lacks, each counts as ignored for that reason.
+/// Runs those `tests` whose name contains one of the arguments (all without arguments), one after the other, on a scene
+/// that `build` makes; after a failure on a new one. Where `lacks` says what this kernel lacks, each counts as ignored for
+/// that reason.
 #[must_use]
-pub fn main(lacks: Option<&'static str>, tests: &[Test]) -> ExitCode {
+pub fn main<S>(lacks: Option<&'static str>, build: impl Fn() -> Result<S>, tests: &[Test<S>]) -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (flags, names): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| word.starts_with('-'));
-    let wanted = |test: &&Test| names.is_empty() || names.iter().any(|name| test.name.contains(&***name));
-    let wanted: Vec<&Test> = tests.iter().filter(wanted).collect();
+    let wanted = |test: &&Test<S>| names.is_empty() || names.iter().any(|name| test.name.contains(&***name));
+    let wanted: Vec<&Test<S>> = tests.iter().filter(wanted).collect();
     if flags.iter().any(|flag| *flag == "--list") {
         wanted.iter().for_each(|test| println!("{}: test", test.name));
         return ExitCode::SUCCESS;
@@ -42,8 +43,9 @@ pub fn main(lacks: Option<&'static str>, tests: &[Test]) -> ExitCode {
     println!("\nrunning {} tests", wanted.len());
     let begun = Instant::now();
     let mut ends = Vec::new();
+    let mut scene = None;
     for test in &wanted {
-        let end = lacks.map_or_else(|| run(test), End::Ignored);
+        let end = lacks.map_or_else(|| run(test, &mut scene, &build), End::Ignored);
         println!("test {} ... {}", test.name, word(&end));
         ends.push((test.name, end));
     }
@@ -66,9 +68,15 @@ pub fn main(lacks: Option<&'static str>, tests: &[Test]) -> ExitCode {
     }
 }
 
-fn run(test: &Test) -> End {
+fn run<S>(test: &Test<S>, scene: &mut Option<S>, build: impl Fn() -> Result<S>) -> End {
+    let work = || -> Result<()> {
+        let mut here = scene.take().map_or_else(build, Ok)?;
+        (test.run)(&mut here)?;
+        *scene = Some(here);
+        Ok(())
+    };
     // The hook has printed the panic's message and place by the time it is caught.
-    match catch_unwind(AssertUnwindSafe(test.run)) {
+    match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(())) => End::Ok,
         Ok(Err(error)) => End::Failed(format!("Error: {error:?}")),
         Err(_) => End::Failed("it panicked: see above".to_owned()),

@@ -139,8 +139,8 @@ fn answered(by: &str) -> Outcome {
     Outcome::Answered(by.to_owned())
 }
 
-fn protocol_port_and_peer_decide() -> Result<()> {
-    let mut town = Town::new()?;
+fn protocol_port_and_peer_decide(town: &mut Town) -> Result<()> {
+    town.apply(&[])?;
     town.expect("stranger", "server", 7001, &answered("server"));
     town.apply(&[server_takes(&["client", "far"])])?;
     for (from, to, port, expected) in [
@@ -160,8 +160,8 @@ fn protocol_port_and_peer_decide() -> Result<()> {
 }
 
 /// Both ends are isolated in the direction of the answers, so they pass only as answers.
-fn a_revoked_association_is_cut_and_another_goes_on() -> Result<()> {
-    let mut town = Town::new()?;
+fn a_revoked_association_is_cut_and_another_goes_on(town: &mut Town) -> Result<()> {
+    town.apply(&[])?;
     let silent = |pod: &str, direction: &str| {
         policy(
             &format!("{pod}-silent"),
@@ -200,8 +200,8 @@ fn a_revoked_association_is_cut_and_another_goes_on() -> Result<()> {
 }
 
 /// Who opened what is known to the node's connection tracking alone.
-fn isolation_that_begins_on_a_live_association() -> Result<()> {
-    let mut town = Town::new()?;
+fn isolation_that_begins_on_a_live_association(town: &mut Town) -> Result<()> {
+    town.apply(&[])?;
     for number in 1..=2 {
         // Tracking runs where a rule asks for it, as kube-proxy's do.
         town.cluster.node(number).namespace.nft(
@@ -235,8 +235,8 @@ fn isolation_that_begins_on_a_live_association() -> Result<()> {
 }
 
 /// Judged after the node's DNAT: the address that the client knows is in no policy.
-fn a_service_leads_where_the_policy_allows() -> Result<()> {
-    let mut town = Town::new()?;
+fn a_service_leads_where_the_policy_allows(town: &mut Town) -> Result<()> {
+    town.apply(&[])?;
     let (server, far) = (town.at("server", true, 7000), town.at("far", true, 7001));
     town.cluster.node(1).namespace.nft(&format!(
         "table ip nat {{ chain pre {{ type nat hook prerouting priority dstnat; \
@@ -261,6 +261,7 @@ fn main() -> ExitCode {
     }
     harness::main(
         lacks,
+        Town::new,
         &tests![
             protocol_port_and_peer_decide,
             a_revoked_association_is_cut_and_another_goes_on,

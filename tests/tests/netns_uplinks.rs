@@ -29,14 +29,15 @@ fn main() -> ExitCode {
         .then_some("this kernel has no bonds or no VLANs");
     harness::main(
         lacks,
+        || Ok(()),
         &[
             Test {
                 name: "a_bond_and_its_slave_judge_once",
-                run: || judged_once(Uplink::Bond),
+                run: |()| judged_once(Uplink::Bond),
             },
             Test {
                 name: "a_vlan_and_its_parent_judge_once",
-                run: || judged_once(Uplink::Vlan),
+                run: |()| judged_once(Uplink::Vlan),
             },
         ],
     )

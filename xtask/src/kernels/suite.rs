@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::{Job, fetch::output};
-use crate::{build, ui::root};
+use crate::{
+    build,
+    ui::{root, run_quietly},
+};
 
 /// One test target of `netpol-tests` in the guest.
 #[derive(Debug)]
@@ -86,17 +89,19 @@ pub(super) fn build(objects: Vec<PathBuf>, job: Option<&str>) -> Result<Suite> {
         "there is no job {}",
         job.unwrap_or_default()
     );
-    let mut cargo = build::cargo("test");
-    cargo.args([
-        "--package",
-        "netpol-tests",
-        "--no-run",
-        "--message-format",
-        "json-render-diagnostics",
-    ]);
-    for target in targets() {
-        cargo.args(["--test", target.name]);
-    }
+    let cargo = |arguments: &[&str]| {
+        let mut cargo = build::cargo("test");
+        cargo
+            .args(["--package", "netpol-tests", "--no-run"])
+            .args(arguments);
+        for target in targets() {
+            cargo.args(["--test", target.name]);
+        }
+        cargo
+    };
+    // First for people, who are shown errors and a clock; then for the names of what was built.
+    run_quietly("tests for the kernels", &mut cargo(&[]))?;
+    let mut cargo = cargo(&["--message-format", "json-render-diagnostics"]);
     let built = executables(&output(&mut cargo)?)?;
     let mut suite = Suite {
         objects,
