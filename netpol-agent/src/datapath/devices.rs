@@ -132,7 +132,7 @@ fn role(device: &Device, seen: &Seen, evidence: &Evidence, bridges: &Bridges) ->
     if let Some(pod) = pod_of(device, seen, evidence) {
         return Role::Pod(Some(pod));
     }
-    if is_uplink(device, seen) {
+    if is_uplink(device, seen) || is_below_uplink(device, seen) {
         return Role::Outside;
     }
     match device.master {
@@ -170,6 +170,17 @@ fn is_uplink(device: &Device, seen: &Seen) -> bool {
             .routes
             .iter()
             .any(|route| route.device == device.index && (route.gateway || route.to.prefix_len() == 0))
+}
+
+/// A bond's slave, or what a VLAN (or a tunnel) of the node's stands on.
+fn is_below_uplink(device: &Device, seen: &Seen) -> bool {
+    seen.devices.values().any(|above| {
+        let bonded = device.master == Some(above.index) && matches!(&*above.kind, "bond" | "team");
+        // A veth's `lower` is its peer, and that of a device from another namespace an index there.
+        let stacked =
+            above.lower == Some(device.index) && above.kind != "veth" && above.peer_namespace.is_none();
+        bonded || stacked && is_uplink(above, seen)
+    })
 }
 
 fn is_host(net: &IpNet) -> bool {

@@ -126,6 +126,34 @@ fn uplink_that_is_a_veth() {
 }
 
 #[test]
+fn veths_below_the_uplink() {
+    let vlan = |lower| Device {
+        lower: Some(lower),
+        ..device(8, "up0", "vlan")
+    };
+    let bond = seen(
+        [veth(5, Some(9)), veth(6, Some(9)), device(9, "bond0", "bond")],
+        &[(9, "172.18.0.2/16")],
+        &[],
+    );
+    let roles = classify(&bond, &Evidence::default());
+    assert_eq!([&roles[&5], &roles[&6], &roles[&9]], [&Role::Outside; 3]);
+    let tagged = seen(
+        [veth(5, None), veth(6, None), vlan(5)],
+        &[(8, "172.18.0.2/16")],
+        &[],
+    );
+    let roles = classify(&tagged, &Evidence::default());
+    assert_eq!(
+        [&roles[&5], &roles[&6], &roles[&8]],
+        [&Role::Outside, &Role::Pod(None), &Role::Outside]
+    );
+    // Without the node's addresses it says nothing.
+    let idle = seen([veth(5, None), vlan(5)], &[], &[]);
+    assert_eq!(classify(&idle, &Evidence::default())[&5], Role::Pod(None));
+}
+
+#[test]
 fn veth_announced_before_anything_is_known() {
     let bare = seen([veth(7, None)], &[], &[]);
     let link_local_only = seen(
