@@ -61,6 +61,11 @@ fn a_pod_born_without_an_agent_gets_no_further_than_its_node_until_one_is_back()
     cluster.write(&text(&pods, &policies)).unwrap();
     cluster.start().unwrap();
     let _servers = (servers, serve(&cluster, &["new"]));
+    // Questions for link-layer addresses that nobody answered so far: the kernel gives up on what waits for them.
+    for name in ["new", "free"] {
+        let pod = namespace(&cluster, name);
+        pod.ip("neigh flush dev eth0 nud all").unwrap();
+    }
     for (from, to) in [
         ("new", "free"),
         ("new", "far"),
