@@ -4,4 +4,5 @@ pub mod agent;
 pub mod cli;
 pub mod datapath;
 pub mod query;
+mod serve;
 pub mod source;

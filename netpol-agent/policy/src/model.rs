@@ -334,6 +334,21 @@ pub enum Event {
 }
 
 impl Snapshot {
+    /// Whether `event` would change nothing.
+    #[must_use]
+    pub fn holds(&self, event: &Event) -> bool {
+        match event {
+            Event::Namespace(object) => self.namespaces.get(&object.name) == Some(object),
+            Event::Node(object) => self.nodes.get(&object.name) == Some(object),
+            Event::Pod(object) => self.pods.get(&object.name) == Some(object),
+            Event::Policy(object) => self.policies.get(&object.name) == Some(object),
+            Event::NamespaceGone(name) => !self.namespaces.contains_key(name),
+            Event::NodeGone(name) => !self.nodes.contains_key(name),
+            Event::PodGone(name) => !self.pods.contains_key(name),
+            Event::PolicyGone(name) => !self.policies.contains_key(name),
+        }
+    }
+
     /// Applies one change.
     pub fn apply(&mut self, event: Event) {
         match event {

@@ -3,19 +3,26 @@
 //! Whatever wakes the loop (a manifest, a device, a CNI result, a timer), it looks at the state and diffs; it never
 //! acts on the kind of wake-up. A failed step leaves the policy in force and is tried again.
 
+mod assigned;
+pub mod latency;
 mod report;
+pub mod source;
+mod start;
+pub mod taint;
 
 use std::{
     collections::BTreeMap,
     future::pending,
-    path::{Path, PathBuf},
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use netpol_policy::{
     compile::{Compiler, Dirty},
     ids::IdSource,
-    model::{Pod, Snapshot, Str},
+    model::{Event, Pod, Snapshot, Str},
     plan::{self, Scope},
 };
 use tokio::{
@@ -23,6 +30,12 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+pub use self::start::run;
+use self::{
+    assigned::Assigned,
+    latency::{Births, Latency},
+    source::{Source, bad_input},
+};
 use crate::{
     datapath::{
         self, Datapath, LocalPod, Options,
@@ -30,10 +43,8 @@ use crate::{
         report::Report,
         wakeups::{Wakeups, Watch},
     },
-    source::{
-        Problem, Severity,
-        manifests::{Change, Loaded, Watcher},
-    },
+    serve::Shared,
+    source::{Change, Loaded, Problem, Severity, effect},
 };
 
 /// Also without a wake-up we look at devices so often.
@@ -45,12 +56,16 @@ const RESYNC_UNBOUND: Duration = Duration::from_millis(200);
 const UNBOUND_PATIENCE: u32 = 50;
 /// First and longest pause before a failed step is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Reports for `status` and the metrics are made at most so often.
+const REPORTS: Duration = Duration::from_millis(200);
+/// It is looked for policies without effect at most so often.
+const EFFECTS: Duration = Duration::from_secs(10);
 
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Directory of manifests.
-    pub manifests: PathBuf,
+    /// Where the objects come from.
+    pub from: source::From,
     /// The node whose pods are ours.
     pub node: String,
     /// The data path's options.
@@ -59,35 +74,10 @@ pub struct Config {
     pub exempt: Vec<String>,
     /// Bring the kernel up to date once and end; what is attached stays in force.
     pub once: bool,
-}
-
-/// Runs until a signal ends it. Everything stays in force when it ends, however it ends.
-///
-/// # Errors
-/// The source or the data path can not be opened at all, or, with `once`, something could not be put in force.
-pub fn run(config: Config) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let config = Config {
-        // `status` shows it, from anywhere.
-        manifests: std::path::absolute(&config.manifests).map_err(bad_input)?,
-        ..config
-    };
-    runtime.block_on(async {
-        // First: a signal that comes while we write waits until what was begun is in force.
-        let signals = Signals::listen()?;
-        let (loaded, watcher) = Watcher::start(&config.manifests).map_err(bad_input)?;
-        let announcements = Wakeups::devices()?;
-        let datapath = Datapath::open(config.datapath.clone())?;
-        Agent::new(config, loaded, datapath)
-            .run(watcher, announcements, signals)
-            .await
-    })
-}
-
-fn bad_input(error: impl std::fmt::Display) -> crate::cli::BadInput {
-    crate::cli::BadInput(error.to_string())
+    /// Where `/metrics`, `/healthz` and `/readyz` are served.
+    pub listen: Option<SocketAddr>,
+    /// Remove the start-up taint ([`taint::KEY`]) from the node once policy is in force.
+    pub remove_taint: bool,
 }
 
 /// What ends the agent.
@@ -103,6 +93,13 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
         })
     }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// A failure that lasts.
@@ -113,8 +110,20 @@ struct Noted {
     environment: bool,
 }
 
+/// What a change concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Concern {
+    /// Nothing that is not known already.
+    Nothing,
+    /// At most peers of this node's pods.
+    Elsewhere,
+    /// Pods of this node.
+    Local,
+}
+
 struct Agent {
     config: Config,
+    source: Source,
     datapath: Datapath,
     compiler: Compiler,
     ids: IdSource,
@@ -122,47 +131,65 @@ struct Agent {
     dirty: Dirty,
     /// The kernel may hold anything, compare everything.
     unsure: bool,
+    /// What the source says.
     snapshot: Snapshot,
+    assigned: Assigned,
     problems: Vec<Problem>,
+    /// Policies that have no effect, and when they were looked for.
+    effects: (Vec<Problem>, Option<Instant>),
     failures: BTreeMap<String, Noted>,
     retry: Duration,
     unbound_looks: u32,
     /// When the kernel was last asked about everything.
     asked: Instant,
-    /// What was last written for `status`.
-    reported: Option<Report>,
+    /// When the change came that is not in the kernel yet.
+    changed: Option<Instant>,
+    births: Births,
+    latency: Latency,
+    /// What was last written for `status`, and when; and whether there is more to say.
+    reported: Option<(Report, Instant)>,
+    report_due: bool,
+    shared: Arc<Shared>,
     started: u64,
 }
 
 impl Agent {
-    fn new(config: Config, loaded: Loaded, datapath: Datapath) -> Self {
+    fn new(config: Config, source: Source, loaded: Loaded, datapath: Datapath, shared: Arc<Shared>) -> Self {
         // Ids go on above those in the kernel, so that none ever has two meanings.
         let ids = IdSource::above(datapath.actual());
         let mut compiler = Compiler::with_ids(Str::from(config.node.as_str()), ids.clone());
         compiler.load(&loaded.snapshot);
         let mut agent = Self {
             config,
+            source,
             datapath,
             compiler,
             ids,
             dirty: Dirty::default(),
             unsure: true,
             snapshot: loaded.snapshot,
+            assigned: Assigned::default(),
             problems: Vec::new(),
+            effects: (Vec::new(), None),
             failures: BTreeMap::new(),
             retry: RETRY.0,
             unbound_looks: 0,
             asked: Instant::now(),
+            changed: None,
+            births: Births::default(),
+            latency: shared.latency.clone(),
             reported: None,
+            report_due: true,
+            shared,
             started: now(),
         };
+        agent.look_for_effects();
         agent.note(loaded.problems);
         agent
     }
 
     async fn run(
         mut self,
-        mut watcher: Watcher,
         announcements: Wakeups<Announcements>,
         mut signals: Signals,
     ) -> anyhow::Result<()> {
@@ -171,33 +198,68 @@ impl Agent {
         if self.config.once {
             return self.outcome();
         }
+        self.remove_taint();
+        let mut begun = Instant::now();
         loop {
+            let idle = Instant::now();
             let wake = sleep_until(self.next_look());
             let mut closely = false;
+            let mut concern = Concern::Local;
             tokio::select! {
-                change = watcher.next() => match change {
-                    Some(change) => self.take(change),
-                    None => anyhow::bail!("the thread that watches {} has ended", self.config.manifests.display()),
-                },
+                change = self.source.next() => {
+                    let (change, came) = change?;
+                    concern = self.take(change, came);
+                }
                 announced = announcements.next() => {
                     announced?;
                     self.unbound_looks = 0;
                 }
                 () = cni_changed(cni.as_ref()) => self.unbound_looks = 0,
-                () = wake => closely = self.is_due(),
-                _ = signals.terminate.recv() => break,
-                _ = signals.interrupt.recv() => break,
+                () = wake => {
+                    closely = self.is_due();
+                    if !closely && self.is_only_report() {
+                        concern = Concern::Nothing;
+                    }
+                }
+                () = signals.next() => break,
             }
-            self.reconcile(closely);
+            let woke = Instant::now();
+            self.shared.alive();
+            // What woke us at once may have been waiting since we were busy: say rather too long than too short.
+            let announced = if woke - idle < Duration::from_millis(1) {
+                begun
+            } else {
+                woke
+            };
+            begun = woke;
+            match concern {
+                Concern::Local => self.reconcile(closely),
+                Concern::Elsewhere if !self.failures.is_empty() => self.reconcile(closely),
+                Concern::Elsewhere => {
+                    let failures = self.enforce().err().into_iter().collect();
+                    self.finish(failures);
+                }
+                Concern::Nothing => self.write_report(),
+            }
+            self.births.note(
+                self.datapath.pod_devices(),
+                announced,
+                Instant::now(),
+                &self.latency,
+            );
         }
         tracing::info!("ending; what is attached stays in force (`netpol-agent cleanup` removes it)");
+        self.report_due = true;
+        self.reported = self.reported.take().map(|(report, _)| (report, begun - REPORTS));
+        self.write_report();
         Ok(())
     }
 
     /// The first time: nothing was written so far; what an earlier run has pinned is in force.
     fn start(&mut self) {
-        let pods = self.local_pods();
         let mut failures = Vec::new();
+        failures.extend(self.complete_pods().err());
+        let pods = self.local_pods();
         failures.extend(self.datapath.set_pods(pods).err());
         failures.extend(self.datapath.look(false).err());
         // Pods that talk already get their programs before their rules, so that what they are about to be isolated
@@ -207,19 +269,70 @@ impl Agent {
         failures.extend(self.datapath.attach());
         // No report before the rules are written: it would call in force what is not.
         self.reconcile_after(false, failures);
+        self.births.ignore(self.datapath.pod_devices());
     }
 
-    fn take(&mut self, change: Change) {
-        for event in &change.events {
-            self.snapshot.apply(event.clone());
+    fn remove_taint(&self) {
+        let Some(watcher) = self.source.kubernetes().filter(|_| self.config.remove_taint) else {
+            return;
+        };
+        if !self.failures.is_empty() {
+            tracing::warn!(
+                taint = taint::KEY,
+                "not everything is in force: the start-up taint stays"
+            );
+            return;
         }
-        self.compiler.apply_all(change.events);
+        let (client, runtime) = watcher.client();
+        drop(runtime.spawn(taint::remove(client, self.config.node.clone())));
+    }
+
+    /// Takes in what the source says, and tells what it concerns.
+    fn take(&mut self, change: Change, came: Instant) -> Concern {
+        let mut concern = Concern::Nothing;
+        let mut news = Vec::new();
+        for event in change.events {
+            if self.snapshot.holds(&event) {
+                continue;
+            }
+            concern = concern.max(self.concern(&event));
+            news.push(self.assigned.completed(event.clone(), &self.snapshot));
+            self.snapshot.apply(event);
+        }
+        self.compiler.apply_all(news);
+        if concern > Concern::Nothing {
+            self.changed.get_or_insert(came);
+            self.look_for_effects();
+        }
         self.note(change.problems);
+        concern
+    }
+
+    fn concern(&self, event: &Event) -> Concern {
+        let node = self.config.node.as_str();
+        let is_ours = |pod: &Pod| pod.node.as_deref() == Some(node);
+        let local = match event {
+            Event::Pod(pod) => is_ours(pod) || self.snapshot.pods.get(&pod.name).is_some_and(is_ours),
+            Event::PodGone(name) => self.snapshot.pods.get(name).is_some_and(is_ours),
+            _ => false,
+        };
+        if local { Concern::Local } else { Concern::Elsewhere }
+    }
+
+    /// Looks for policies without effect, now and again.
+    fn look_for_effects(&mut self) {
+        if self.effects.1.is_none_or(|then| then.elapsed() >= EFFECTS) {
+            self.effects = (effect::without(&self.snapshot), Some(Instant::now()));
+        }
     }
 
     /// Tells what is wrong with the source now and was not before.
     fn note(&mut self, mut problems: Vec<Problem>) {
         problems.extend(unknown_node(&self.config.node, &self.snapshot));
+        problems.extend(self.effects.0.iter().cloned());
+        if problems == self.problems {
+            return;
+        }
         for problem in &problems {
             if self.problems.iter().any(|old| old.is_same(problem)) {
                 continue;
@@ -230,11 +343,23 @@ impl Agent {
             }
         }
         self.problems = problems;
+        self.report_due = true;
     }
 
     /// Brings the kernel to what the source and the devices say, each part as far as it goes.
     fn reconcile(&mut self, closely: bool) {
-        self.reconcile_after(closely, Vec::new());
+        let failures = self.complete_pods().err().into_iter().collect();
+        self.reconcile_after(closely, failures);
+    }
+
+    /// Gives pods the addresses that the CNI has given them and the API does not tell yet.
+    fn complete_pods(&mut self) -> datapath::Result<()> {
+        let results = self.datapath.cni_results()?;
+        let changed = self.assigned.update(&results, &self.snapshot, &self.config.node);
+        if !changed.is_empty() {
+            self.compiler.apply_all(changed);
+        }
+        Ok(())
     }
 
     /// [`Self::reconcile`] after steps that failed with `failures`.
@@ -290,6 +415,9 @@ impl Agent {
         }
         self.unsure = false;
         self.dirty = Dirty::default();
+        if let Some(came) = self.changed.take() {
+            self.latency.events.observe(came.elapsed().as_secs_f64());
+        }
         Ok(())
     }
 
@@ -298,6 +426,7 @@ impl Agent {
         let mut noted = BTreeMap::new();
         for failure in failures {
             let environment = failure.is_environment();
+            self.shared.failed(failure.kind());
             let text = format!("{:#}", anyhow::Error::from(failure));
             let known = self.failures.get(&text).copied();
             if known.is_none() {
@@ -312,6 +441,7 @@ impl Agent {
             self.retry = (self.retry * 2).min(RETRY.1);
         }
         self.failures = noted;
+        self.report_due = true;
         self.write_report();
     }
 
@@ -326,7 +456,19 @@ impl Agent {
             self.unbound_looks += 1;
             pause = pause.min(RESYNC_UNBOUND);
         }
+        if self.report_due {
+            pause = pause.min(REPORTS);
+        }
         Instant::now() + pause.min(self.datapath.next_sweep())
+    }
+
+    /// Whether we woke up for nothing but a report that was put off.
+    fn is_only_report(&self) -> bool {
+        let (pods, devices) = self.datapath.unbound();
+        self.report_due
+            && self.failures.is_empty()
+            && (pods == 0 || devices == 0)
+            && !self.datapath.next_sweep().is_zero()
     }
 
     /// Whether it is time to ask the kernel about everything.
@@ -354,10 +496,10 @@ impl Agent {
             .keys()
             .filter_map(|name| self.snapshot.pods.get(name))
             .map(|pod| LocalPod {
+                exempt: exempt(&pod.name.namespace, &pod.name.name),
+                addresses: self.assigned.addresses(pod),
                 name: pod.name.clone(),
                 uid: pod.uid.clone(),
-                addresses: pod.addresses.clone(),
-                exempt: exempt(&pod.name.namespace, &pod.name.name),
             })
             .collect()
     }
@@ -369,8 +511,9 @@ impl Agent {
             None => {}
         }
         if self.problems.iter().any(Problem::is_error) {
-            let dir = self.config.manifests.display();
-            let message = format!("{dir} has errors, see above: what could not be understood allows nothing");
+            let from = self.source.name();
+            let message =
+                format!("{from} has errors, see above: what could not be understood allows nothing");
             return Err(bad_input(message).into());
         }
         Ok(())
@@ -396,10 +539,12 @@ fn unknown_node(node: &str, snapshot: &Snapshot) -> Option<Problem> {
 
 /// Seconds since 1970.
 fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    seconds(SystemTime::now())
+}
+
+/// Seconds from 1970 to `time`.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Watches the CNI cache; `None` where there is none (then new devices are looked at more often).

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use netpol_policy::model::Direction;
 
-use super::{Agent, Noted, now};
+use tokio::time::Instant;
+
+use super::{Agent, Noted, now, seconds};
 use crate::datapath::{
     attach::Hook,
     devices::Role,
@@ -13,10 +15,19 @@ use crate::datapath::{
 };
 
 impl Agent {
-    /// Writes the report if it says anything new: `updated` is when something changed.
+    /// Writes the report if it is due and says anything new, not more often than [`super::REPORTS`]: `updated` is when
+    /// something changed.
     pub(super) fn write_report(&mut self) {
+        let early = self
+            .reported
+            .as_ref()
+            .is_some_and(|(_, then)| then.elapsed() < super::REPORTS);
+        if !self.report_due && !self.is_stale_changed() || early {
+            return;
+        }
+        self.report_due = false;
         let mut report = self.report();
-        if let Some(reported) = &self.reported {
+        if let Some((reported, _)) = &self.reported {
             report.updated = reported.updated;
             if report == *reported {
                 return;
@@ -26,7 +37,17 @@ impl Agent {
         if let Err(error) = report.write(&report_file(&self.config.datapath.files)) {
             tracing::error!("{:#}", anyhow::Error::from(error));
         }
-        self.reported = Some(report);
+        self.shared.report(report.clone());
+        self.reported = Some((report, Instant::now()));
+    }
+
+    fn is_stale_changed(&self) -> bool {
+        let said = self.reported.as_ref().map(|(report, _)| report.stale_since);
+        said.is_some_and(|said| said != self.stale_since())
+    }
+
+    fn stale_since(&self) -> Option<u64> {
+        self.source.health()?.stale_since().map(seconds)
     }
 
     fn report(&self) -> Report {
@@ -37,7 +58,8 @@ impl Agent {
             pid: std::process::id(),
             started: self.started,
             updated: now(),
-            manifests: self.config.manifests.clone(),
+            source: self.source.name(),
+            stale_since: self.stale_since(),
             kernel: self.datapath.kernel().clone(),
             attach: self.datapath.mode(),
             // Before the first plan is carried out there is nothing to be in force.
@@ -46,6 +68,7 @@ impl Agent {
             problems: self.problems.clone(),
             pods: self.pod_reports(&devices),
             devices,
+            classes: self.compiler.stats().classes,
             policies: self.snapshot.policies.keys().map(ToString::to_string).collect(),
             rulesets: self.ruleset_reports(),
         }

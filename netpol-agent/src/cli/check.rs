@@ -5,10 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::{BadInput, Exit, Manifests, Output, count};
-use crate::source::{
-    Problem,
-    manifests::{self, Loaded},
-};
+use crate::source::{Loaded, Problem, manifests};
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]

@@ -42,7 +42,7 @@ struct Cli {
         global = true,
         env = "NETPOL_LOG",
         value_name = "FILTER",
-        default_value = "info"
+        default_value = "info,kube_client=off,kube_runtime=off"
     )]
     log: String,
 

@@ -1,19 +1,20 @@
 //! `run`: enforces for the pods of one node.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use clap::ValueEnum;
 use netpol_common::ABI;
 
-use super::{BadInput, Exit, Manifests};
+use super::{BadInput, Exit};
 use crate::{
-    agent,
+    agent::{self, source::From},
     datapath::{
         Options, UnknownPods,
         attach::Mode,
         object::{Pins, check_capacities},
         settings::{QUOTA, Settings, TIMEOUTS},
     },
+    source::kubernetes::Access,
 };
 
 /// Where everything is pinned unless `--pin` says otherwise.
@@ -22,12 +23,34 @@ pub(super) const PIN: &str = "/sys/fs/bpf/netpol";
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    #[command(flatten)]
-    manifests: Manifests,
+    /// A directory of YAML and JSON manifests instead of an API server, read with all its subdirectories.
+    #[arg(
+        long,
+        env = "NETPOL_MANIFESTS",
+        value_name = "DIR",
+        conflicts_with = "kubeconfig"
+    )]
+    manifests: Option<PathBuf>,
+
+    /// How to reach the API server from outside of its cluster; without it and --manifests, the cluster that this pod is of.
+    #[arg(long, env = "NETPOL_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Which context of the kubeconfig, if not its current one.
+    #[arg(long, env = "NETPOL_CONTEXT", value_name = "NAME", requires = "kubeconfig")]
+    context: Option<String>,
 
     /// The node whose pods are enforced here: `spec.nodeName` of its pods.
     #[arg(long, env = "NETPOL_NODE", value_name = "NAME")]
     node: String,
+
+    /// Where to serve /metrics, /healthz and /readyz: `ADDRESS:PORT`, `[::]:PORT` for all addresses of both families.
+    #[arg(long, env = "NETPOL_LISTEN", value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+
+    /// Remove the taint netpol.io/agent-not-ready from this node once policy is in force on it.
+    #[arg(long, env = "NETPOL_REMOVE_TAINT", conflicts_with = "manifests")]
+    remove_taint: bool,
 
     /// Where to pin maps, programs and links, on a BPF file system. One for each node of a machine.
     #[arg(long, env = "NETPOL_PIN", value_name = "DIR", default_value = PIN)]
@@ -135,8 +158,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<Exit> {
         return Err(BadInput(format!("--node `{}` is not the name of a node", args.node)).into());
     }
     let settings = settings(&args)?;
+    let from = match (args.manifests, args.kubeconfig) {
+        (Some(directory), _) => From::Manifests(directory),
+        (None, Some(file)) => From::Kubernetes(Access::File(file, args.context)),
+        (None, None) => From::Kubernetes(Access::InCluster),
+    };
     agent::run(agent::Config {
-        manifests: args.manifests.dir,
+        from,
+        listen: args.listen,
+        remove_taint: args.remove_taint,
         datapath: Options {
             pins: Pins::new(args.pin.join(format!("v{ABI}"))),
             files: args.state.join(&args.node),

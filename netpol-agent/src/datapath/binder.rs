@@ -9,7 +9,7 @@ use std::{
 use netpol_policy::model::ObjectName;
 
 use super::{
-    cni::Cache,
+    cni::{Attachment, Cache},
     devices::{Device, Evidence, Role, Seen, classify},
     error::{Error, Result},
     namespaces,
@@ -59,12 +59,14 @@ impl Binder {
         seen: &Seen,
         pods: &[LocalPod],
     ) -> Result<(BTreeMap<u32, Role>, Option<Error>)> {
+        self.cache.look()?;
+        let (bound, named) = self.cached(seen, pods);
         let mut evidence = Evidence {
-            bound: self.cached(seen)?,
+            bound,
             addresses: owners(pods),
             outside: self.outside.clone(),
         };
-        self.cache_serves |= !evidence.bound.is_empty();
+        self.cache_serves |= named;
         self.forget(seen, &evidence);
         evidence
             .bound
@@ -114,12 +116,34 @@ impl Binder {
         self.cache.directory()
     }
 
-    fn cached(&mut self, seen: &Seen) -> Result<BTreeMap<u32, ObjectName>> {
-        let names = self.cache.look()?;
+    /// What the runtime said when it was looked at last.
+    pub(crate) fn attachments(&self) -> Vec<&Attachment> {
+        self.cache.attachments()
+    }
+
+    /// Looks at the runtime's results alone.
+    pub(crate) fn look_at_cache(&mut self) -> Result<()> {
+        self.cache.look()
+    }
+
+    /// Whose veths are, by the runtime's results, and whether these name any of our veths. A result of another life of a name is
+    /// no evidence: the pod that the source tells of has other labels, and its device is yet to come or not yet gone.
+    fn cached(&self, seen: &Seen, pods: &[LocalPod]) -> (BTreeMap<u32, ObjectName>, bool) {
+        let lives: BTreeMap<&ObjectName, &str> = pods.iter().map(|pod| (&pod.name, &*pod.uid)).collect();
         let veths = seen.devices.values().filter(|device| device.kind == "veth");
-        Ok(veths
-            .filter_map(|device| Some((device.index, names.get(&device.name)?.clone())))
-            .collect())
+        let devices: BTreeMap<&str, u32> = veths.map(|device| (&*device.name, device.index)).collect();
+        let (mut bound, mut named) = (BTreeMap::new(), false);
+        for result in self.cache.attachments() {
+            for index in result.host.iter().filter_map(|name| devices.get(&**name)) {
+                named = true;
+                let ours = lives.get(&result.pod).is_none_or(|uid| result.is_of(uid));
+                match ours {
+                    true => bound.insert(*index, result.pod.clone()),
+                    false => bound.remove(index),
+                };
+            }
+        }
+        (bound, named)
     }
 
     /// Drops bindings whose device or pod is gone, or whom a better source knows.

@@ -6,10 +6,12 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
+use ipnet::IpNet;
 use netpol_policy::model::ObjectName;
 use serde::Deserialize;
 
@@ -20,8 +22,20 @@ use super::error::{Error, Result};
 pub struct Attachment {
     /// `K8S_POD_NAMESPACE`, `K8S_POD_NAME`
     pub pod: ObjectName,
+    /// `K8S_POD_UID`; runtimes before Kubernetes 1.23 give none.
+    pub uid: Option<String>,
     /// Names of interfaces outside the pod's sandbox: its veth, mostly also the bridge.
     pub host: Vec<String>,
+    /// What the pod was given, at most one address a family.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Attachment {
+    /// Whether this may be about the pod with `uid`; where either is not known, yes.
+    #[must_use]
+    pub fn is_of(&self, uid: &str) -> bool {
+        uid.is_empty() || self.uid.as_deref().is_none_or(|ours| ours == uid)
+    }
 }
 
 #[derive(Deserialize)]
@@ -36,6 +50,16 @@ struct Cached {
 struct CachedResult {
     #[serde(default)]
     interfaces: Vec<Interface>,
+    #[serde(default)]
+    ips: Vec<Ip>,
+}
+
+#[derive(Deserialize)]
+struct Ip {
+    address: String,
+    /// Which of the interfaces has it.
+    #[serde(default)]
+    interface: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -57,14 +81,35 @@ pub fn parse(bytes: &[u8]) -> Option<Attachment> {
             .map(|(_, value)| value.as_str())
     };
     let pod = ObjectName::new(argument("K8S_POD_NAMESPACE")?, argument("K8S_POD_NAME")?);
-    let host = cached
-        .result?
+    let uid = argument("K8S_POD_UID").map(str::to_owned);
+    let result = cached.result?;
+    let in_pod = |ip: &&Ip| {
+        let interface = ip.interface.and_then(|index| result.interfaces.get(index));
+        interface.is_none_or(|interface| !interface.sandbox.is_empty())
+    };
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for ip in result.ips.iter().filter(in_pod) {
+        // An address of a family that is there already is another network's; what is no address is no evidence.
+        if let Ok(net) = ip.address.parse::<IpNet>()
+            && !addresses
+                .iter()
+                .any(|known| known.is_ipv4() == net.addr().is_ipv4())
+        {
+            addresses.push(net.addr());
+        }
+    }
+    let host = result
         .interfaces
         .into_iter()
         .filter(|interface| interface.sandbox.is_empty())
         .map(|interface| interface.name)
         .collect();
-    Some(Attachment { pod, host })
+    Some(Attachment {
+        pod,
+        uid,
+        host,
+        addresses,
+    })
 }
 
 /// The cache's files, read again only where they have changed.
@@ -86,14 +131,14 @@ impl Cache {
         &self.directory
     }
 
-    /// Looks again: host device name → pod. Without a cache there is none.
-    pub(crate) fn look(&mut self) -> Result<BTreeMap<String, ObjectName>> {
+    /// Looks again. Without a cache there is nothing.
+    pub(crate) fn look(&mut self) -> Result<()> {
         let failed = || format!("reading the CNI cache {}", self.directory.display());
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.files.clear();
-                return Ok(BTreeMap::new());
+                return Ok(());
             }
             Err(error) => return Err(Error::io(failed())(error)),
         };
@@ -110,11 +155,11 @@ impl Cache {
             files.insert(path, known);
         }
         self.files = files;
-        Ok(self.names())
+        Ok(())
     }
 
-    fn names(&self) -> BTreeMap<String, ObjectName> {
-        // The newest word about a name is the last: a name may come again before the old file is removed.
+    /// What the last look has found, the newest word last: a name may come again before the old file is removed.
+    pub(crate) fn attachments(&self) -> Vec<&Attachment> {
         let mut attachments: Vec<_> = self
             .files
             .values()
@@ -123,12 +168,7 @@ impl Cache {
         attachments.sort_by_key(|(changed, _)| **changed);
         attachments
             .into_iter()
-            .flat_map(|(_, attachment)| {
-                attachment
-                    .host
-                    .iter()
-                    .map(|name| (name.clone(), attachment.pod.clone()))
-            })
+            .map(|(_, attachment)| attachment)
             .collect()
     }
 }
@@ -153,7 +193,9 @@ mod tests {
             parse(FLANNEL.as_bytes()),
             Some(Attachment {
                 pod: ObjectName::new("prod", "db-0"),
+                uid: Some("8a1e".into()),
                 host: vec!["cni0".into(), "veth2c6e4f8a".into()],
+                addresses: vec!["10.244.0.5".parse().unwrap()],
             })
         );
     }
@@ -172,15 +214,16 @@ mod tests {
     fn changes_are_seen() {
         let directory = std::env::temp_dir().join(format!("netpol-cni-{}", std::process::id()));
         let mut cache = Cache::new(&directory);
-        assert_eq!(cache.look().unwrap(), BTreeMap::new());
+        let mut look = || {
+            cache.look().unwrap();
+            let pods = cache.attachments().into_iter();
+            pods.map(|found| found.pod.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(look(), [""; 0]);
 
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join("cbr0-5f0c-eth0"), FLANNEL).unwrap();
-        let expected = |pod: &str| {
-            let pod = ObjectName::new("prod", pod);
-            BTreeMap::from([("cni0".to_owned(), pod.clone()), ("veth2c6e4f8a".to_owned(), pod)])
-        };
-        let first = cache.look().unwrap();
+        let first = look();
         let path = directory.join("cbr0-5f0d-eth0");
         fs::write(&path, FLANNEL.replace("db-0", "db-1")).unwrap();
         let later = SystemTime::now() + std::time::Duration::from_secs(10);
@@ -190,9 +233,15 @@ mod tests {
             .unwrap()
             .set_modified(later)
             .unwrap();
-        let second = cache.look().unwrap();
+        let second = look();
         fs::remove_dir_all(&directory).unwrap();
-        assert_eq!((first, second), (expected("db-0"), expected("db-1")));
-        assert_eq!(cache.look().unwrap(), BTreeMap::new());
+        assert_eq!(
+            (first, second),
+            (
+                vec!["db-0".to_owned()],
+                vec!["db-0".to_owned(), "db-1".to_owned()]
+            )
+        );
+        assert_eq!(look(), [""; 0]);
     }
 }

@@ -225,6 +225,16 @@ impl Error {
         }
     }
 
+    /// For metrics: `capacity`, `environment` or `kernel`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::TooSmall(_) | Self::TooManyPods(..) => "capacity",
+            error if error.is_environment() => "environment",
+            _ => "kernel",
+        }
+    }
+
     /// Whether the user or the machine has to change something (exit code 2), rather than us.
     #[must_use]
     pub fn is_environment(&self) -> bool {

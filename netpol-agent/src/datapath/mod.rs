@@ -30,4 +30,4 @@ mod words;
 
 pub use binder::LocalPod;
 pub use error::{Error, Result};
-pub use node::{Datapath, Options, UnknownPods};
+pub use node::{Datapath, Guard, Options, UnknownPods};

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use netpol_common::{
@@ -36,8 +36,11 @@ pub struct Report {
     pub started: u64,
     /// When this was written.
     pub updated: u64,
-    /// `--manifests`
-    pub manifests: PathBuf,
+    /// The directory of manifests, or the API server's address.
+    pub source: String,
+    /// Since when the API server is not to be reached: what is in force is as of then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale_since: Option<u64>,
     /// What the kernel offers.
     pub kernel: Kernel,
     /// How programs are attached.
@@ -52,6 +55,9 @@ pub struct Report {
     pub devices: Vec<DeviceReport>,
     /// The node's pods.
     pub pods: Vec<PodReport>,
+    /// Classes of addresses that matter to this node.
+    #[serde(default)]
+    pub classes: usize,
     /// Names of all policies of the source.
     pub policies: Vec<String>,
     /// Rulesets in the kernel.
@@ -169,6 +175,49 @@ pub struct MapReport {
     pub entries: Option<usize>,
     /// `max_entries` (bytes, for the ring).
     pub capacity: u32,
+}
+
+#[cfg(test)]
+impl Report {
+    /// One with something of everything, for tests of what is made of it.
+    pub(crate) fn example() -> Self {
+        Self {
+            version: "1.0.0".to_owned(),
+            node: "n1".to_owned(),
+            pid: 7,
+            started: 1,
+            updated: 2,
+            source: "https://10.96.0.1".to_owned(),
+            stale_since: None,
+            kernel: Kernel {
+                release: "6.18.0".to_owned(),
+                tcx: true,
+                btf: true,
+            },
+            attach: Mode::Tcx,
+            in_force: true,
+            errors: Vec::new(),
+            problems: Vec::new(),
+            devices: vec![DeviceReport {
+                name: "veth1".to_owned(),
+                index: 5,
+                role: "pod".to_owned(),
+                detail: "prod/db".to_owned(),
+                programs: vec![Hook::FromPod, Hook::ToPod],
+            }],
+            pods: vec![PodReport {
+                name: "prod/db".to_owned(),
+                index: 1,
+                addresses: vec![std::net::Ipv4Addr::new(10, 0, 0, 5).into()],
+                devices: vec!["veth1".to_owned()],
+                ingress: 3,
+                egress: 0,
+            }],
+            classes: 2,
+            policies: vec!["prod/p".to_owned()],
+            rulesets: Vec::new(),
+        }
+    }
 }
 
 impl Live {

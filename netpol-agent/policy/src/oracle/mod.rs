@@ -11,6 +11,7 @@ mod index;
 mod prepared;
 mod rules;
 mod selector;
+pub use selector::selects;
 #[cfg(test)]
 mod tests;
 

@@ -4,7 +4,8 @@ use crate::model::{Labels, Operator, Requirement, Selector};
 
 /// labels: "The result of matchLabels and matchExpressions are ANDed. An empty label selector matches all
 /// objects."
-pub(super) fn selects(selector: &Selector, labels: &Labels) -> bool {
+#[must_use]
+pub fn selects(selector: &Selector, labels: &Labels) -> bool {
     selector
         .requirements
         .iter()

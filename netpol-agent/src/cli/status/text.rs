@@ -64,10 +64,17 @@ fn head(out: &mut String, agent: &Report, kernel: &Live, now: u64) {
     let _ = writeln!(
         out,
         "source:   {}: {}, last change {} ago",
-        agent.manifests.display(),
+        agent.source,
         count(agent.policies.len(), "policy", "policies"),
         ago(agent.updated)
     );
+    if let Some(since) = agent.stale_since {
+        let ago = ago(since);
+        let _ = writeln!(
+            out,
+            "stale:    the API server is not to be reached for {ago}; what is in force stays"
+        );
+    }
     for failure in &agent.errors {
         let _ = writeln!(out, "failed for {}: {}", ago(failure.since), failure.error);
     }

@@ -4,6 +4,8 @@ mod clock;
 mod places;
 mod pods;
 
+pub use self::places::Guard;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -20,6 +22,7 @@ use self::clock::measure_hz;
 use super::{
     attach::{Attachments, Mode},
     binder::{Binder, LocalPod},
+    cni::Attachment,
     devices::{Role, Seen, tunnels},
     error::{Error, Result},
     kernel::Kernel,
@@ -84,6 +87,8 @@ pub struct Datapath {
     pub(super) graced: BTreeSet<ObjectName>,
     pub(super) pods: Vec<LocalPod>,
     pub(super) roles: BTreeMap<u32, Role>,
+    /// Devices of which the kernel knows whose they are, so that the pod's rules are in force on them.
+    pub(super) bound: BTreeSet<u32>,
     pub(super) seen: Seen,
     /// Holds the lock on the pins.
     _loaded: Lock,
@@ -140,6 +145,7 @@ impl Datapath {
             graced: BTreeSet::new(),
             pods: Vec::new(),
             roles: BTreeMap::new(),
+            bound: BTreeSet::new(),
             seen: Seen::default(),
             sweeper: Sweeper::default(),
             _loaded: lock,
@@ -168,6 +174,15 @@ impl Datapath {
     #[must_use]
     pub fn cni_cache(&self) -> &std::path::Path {
         self.binder.directory()
+    }
+
+    /// Looks at the runtime's CNI results and returns them, the newest last.
+    ///
+    /// # Errors
+    /// The directory is there and can not be read.
+    pub fn cni_results(&mut self) -> Result<Vec<Attachment>> {
+        self.binder.look_at_cache()?;
+        Ok(self.binder.attachments().into_iter().cloned().collect())
     }
 
     /// The pod's index, if it has one.

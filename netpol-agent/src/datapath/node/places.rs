@@ -13,6 +13,17 @@ use crate::datapath::{
     netlink,
 };
 
+/// What is in force on a pod's device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Guard {
+    /// Nothing: its programs are not attached.
+    None,
+    /// What pods get that are not known.
+    Unknown,
+    /// Its pod's rules.
+    Pod,
+}
+
 impl Datapath {
     /// Looks at the devices of the calling thread's network namespace and at what names their pods; `closely`, also
     /// at whether somebody has removed what is attached.
@@ -95,7 +106,22 @@ impl Datapath {
         for device in actual.keys().filter(|device| !desired.contains_key(device)) {
             self.maps.set_iface(*device, None)?;
         }
+        self.bound = desired.into_keys().collect();
         Ok(())
+    }
+
+    /// How far each pod's device has come, by ifindex.
+    pub fn pod_devices(&self) -> impl Iterator<Item = (u32, Guard)> {
+        let pods = self.roles.iter().filter(|(_, role)| matches!(role, Role::Pod(_)));
+        pods.map(|(index, _)| {
+            let attached = self.attachments.on(*index).len() == 2;
+            let guard = match attached {
+                true if self.bound.contains(index) => Guard::Pod,
+                true => Guard::Unknown,
+                false => Guard::None,
+            };
+            (*index, guard)
+        })
     }
 
     /// Takes note that pods on devices that no earlier run has attached to already run, and that nothing has judged them so

@@ -8,7 +8,8 @@ use std::{
 use netpol_policy::model::Str;
 use saphyr_parser::{Event, ScalarStyle, Span, Tag};
 
-use super::{intern::Interner, scalar, yaml::Syntax};
+use super::{scalar, yaml::Syntax};
+use crate::source::intern::Interner;
 use crate::source::parse::{Entry, Node, Quoted, Value};
 
 /// No Kubernetes object nests deeper; values are dropped recursively.

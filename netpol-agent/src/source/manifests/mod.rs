@@ -6,7 +6,6 @@
 
 mod builder;
 mod files;
-mod intern;
 mod json;
 mod scalar;
 mod store;
@@ -22,40 +21,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use netpol_policy::model::{Event, Snapshot};
-
 use super::{
-    Problem,
+    Loaded,
+    intern::Interner,
     parse::{Entry, Node, Value},
 };
 use store::Store;
 pub use watch::Watcher;
-
-/// What a directory holds.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Loaded {
-    /// Everything that is in force.
-    pub snapshot: Snapshot,
-    /// What is wrong, by file and line.
-    pub problems: Vec<Problem>,
-}
-
-impl Loaded {
-    /// Whether something of the directory is not in force.
-    #[must_use]
-    pub fn has_errors(&self) -> bool {
-        self.problems.iter().any(Problem::is_error)
-    }
-}
-
-/// What has changed in a directory.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Change {
-    /// What leads from the snapshot before to the one now; may be empty.
-    pub events: Vec<Event>,
-    /// *All* that is wrong now, not only what is new.
-    pub problems: Vec<Problem>,
-}
 
 /// Why a directory can not be used at all.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +60,7 @@ pub fn objects(dir: &Path) -> Result<Vec<(PathBuf, Node)>, LoadError> {
         dir: dir.to_owned(),
         error,
     })?;
-    let (mut objects, mut interner) = (Vec::new(), intern::Interner::default());
+    let (mut objects, mut interner) = (Vec::new(), Interner::default());
     for path in found.files.keys().map(PathBuf::from) {
         let Ok(text) = files::read(&path) else { continue };
         let mut of = None;

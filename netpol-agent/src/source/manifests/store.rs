@@ -11,13 +11,11 @@ use std::{
 use netpol_policy::model::{Event, Snapshot};
 
 use super::{
-    Change,
     files::{self, Stamp, Visit, problem},
-    intern::Interner,
     version::Version,
     view::View,
 };
-use crate::source::{Problem, Severity};
+use crate::source::{Change, Problem, Severity, intern::Interner};
 
 /// A directory and what of it is in force.
 #[derive(Debug)]

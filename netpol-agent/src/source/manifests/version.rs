@@ -6,11 +6,11 @@ use netpol_policy::model::Str;
 
 use super::{
     files::{self, problem},
-    intern::Interner,
     yaml::{self, Item},
 };
 use crate::source::{
     Problem, Severity,
+    intern::Interner,
     parse::{self, ListOf, Node, Object, Parsed, Report},
 };
 

@@ -20,8 +20,8 @@ use nix::{
 };
 use tokio::sync::mpsc;
 
-use super::{Change, LoadError, Loaded, store::Store};
-use crate::source::{Severity, manifests::files::problem};
+use super::{LoadError, store::Store};
+use crate::source::{Change, Loaded, Severity, manifests::files::problem};
 
 /// A change is read when the directory was quiet for so long,
 const QUIET: Duration = Duration::from_millis(100);

@@ -4,7 +4,8 @@ use std::{cell::Cell, num::NonZeroU32, str::Chars};
 
 use saphyr_parser::{Event, Parser, ScanError, Span};
 
-use super::{builder::Builder, intern::Interner, json};
+use super::{builder::Builder, json};
+use crate::source::intern::Interner;
 use crate::source::parse::{Node, Value};
 
 /// How many of `{}[],` the parser may read before it tells what they are. It holds a value in braces as a whole, at

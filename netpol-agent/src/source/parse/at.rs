@@ -203,7 +203,7 @@ impl<'a> At<'a> {
 }
 
 /// The entry of `known` that `word` was most probably meant to be.
-pub(super) fn closest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+pub(crate) fn closest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let (distance, name) = known.iter().map(|name| (distance(word, name), *name)).min()?;
     let most = if word.len() < 5 { 1 } else { 2 };
     (distance <= most).then_some(name)

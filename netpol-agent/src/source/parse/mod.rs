@@ -16,6 +16,7 @@ mod selector;
 use netpol_policy::model::{Labels, Namespace, Node as NodeObject, ObjectName, Pod, Policy, Str};
 
 use at::At;
+pub(crate) use at::closest;
 pub use node::{Entry, Node, Quoted, Value};
 use report::Bad;
 pub use report::Report;

@@ -6,10 +6,7 @@ use netpol_policy::{
 };
 
 use super::read;
-use crate::source::{
-    manifests::{intern::Interner, yaml},
-    parse::Object,
-};
+use crate::source::{intern::Interner, manifests::yaml, parse::Object};
 
 fn bare(name: &str) -> Object {
     Object::Pod(Pod {

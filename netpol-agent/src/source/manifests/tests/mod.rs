@@ -10,7 +10,8 @@ mod watching;
 
 use std::path::Path;
 
-use super::{intern::Interner, version::Version};
+use super::version::Version;
+use crate::source::intern::Interner;
 use crate::source::parse::Object;
 
 /// The objects of `f.yaml` and what is said about it.

@@ -5,7 +5,10 @@ use std::{fs, os::unix::fs::symlink, path::Path};
 use netpol_policy::model::{Event, Pod};
 
 use super::directory::{bare, directory, pod_text, said, write};
-use crate::source::manifests::{Change, Loaded, Watcher, load};
+use crate::source::{
+    Change, Loaded,
+    manifests::{Watcher, load},
+};
 
 fn start(dir: &Path) -> (Loaded, Watcher) {
     Watcher::start(dir).expect("watched")

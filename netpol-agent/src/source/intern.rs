@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use netpol_policy::model::Str;
 
 #[derive(Debug, Default)]
-pub(super) struct Interner(HashSet<Str>);
+pub(in crate::source) struct Interner(HashSet<Str>);
 
 impl Interner {
-    pub(super) fn get(&mut self, text: &str) -> Str {
+    pub(in crate::source) fn get(&mut self, text: &str) -> Str {
         if let Some(known) = self.0.get(text) {
             return known.clone();
         }
@@ -18,7 +18,7 @@ impl Interner {
     }
 
     /// Forgets what nobody else holds.
-    pub(super) fn purge(&mut self) {
+    pub(in crate::source) fn purge(&mut self) {
         self.0.retain(|text| Str::strong_count(text) > 1);
         self.0.shrink_to_fit();
     }

@@ -1,0 +1,103 @@
+//! From a configuration to a running agent.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Agent, Config, Signals,
+    source::{Source, bad_input},
+};
+use crate::{
+    datapath::{Datapath, wakeups::Wakeups},
+    serve::{self, Shared},
+    source::{Loaded, parse},
+};
+
+/// `--once` does not wait longer for an API server.
+const ONCE: Duration = Duration::from_secs(60);
+/// While the agent waits it says so often that it lives.
+const ALIVE: Duration = Duration::from_secs(5);
+
+/// Runs until a signal ends it. Everything stays in force when it ends, however it ends.
+///
+/// # Errors
+/// The source or the data path can not be opened at all, or, with `once`, something could not be put in force.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    // First of all: an address that is taken, or a kubeconfig that is none, changes nothing.
+    let mut source = Source::open(&config.from)?;
+    let health = source.kubernetes().map(|watcher| watcher.health().clone());
+    let shared = Arc::new(Shared::new(
+        config.datapath.pins.clone(),
+        config.node.clone(),
+        health,
+    ));
+    if let Some(address) = config.listen {
+        serve::start(address, Arc::clone(&shared))?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        // First: a signal that comes while we write waits until what was begun is in force.
+        let mut signals = Signals::listen()?;
+        let announcements = Wakeups::devices()?;
+        let datapath = Datapath::open(config.datapath.clone())?;
+        let Some(loaded) = wait(&mut source, &mut signals, &shared, config.once).await? else {
+            tracing::info!("ending before anything was listed: nothing was changed");
+            return Ok(());
+        };
+        if source.kubernetes().is_some() {
+            check_node(&config.node, &loaded)?;
+        }
+        Agent::new(config, source, loaded, datapath, shared)
+            .run(announcements, signals)
+            .await
+    })
+}
+
+/// Everything, or nothing where a signal ends the wait.
+async fn wait(
+    source: &mut Source,
+    signals: &mut Signals,
+    shared: &Shared,
+    once: bool,
+) -> anyhow::Result<Option<Loaded>> {
+    let begun = Instant::now();
+    loop {
+        tokio::select! {
+            loaded = source.first() => return loaded.map(Some),
+            () = signals.next() => return Ok(None),
+            () = sleep(ALIVE) => shared.alive(),
+        }
+        if once && begun.elapsed() > ONCE {
+            let name = source.name();
+            let message = format!(
+                "{name} could not be listed within {} s, see above: nothing was changed",
+                ONCE.as_secs()
+            );
+            return Err(bad_input(message).into());
+        }
+    }
+}
+
+/// A node that the cluster does not have is misspelt: nothing would be enforced, and nobody would notice.
+fn check_node(node: &str, loaded: &Loaded) -> anyhow::Result<()> {
+    let nodes = &loaded.snapshot.nodes;
+    if nodes.contains_key(node) {
+        return Ok(());
+    }
+    let names: Vec<&str> = nodes.keys().map(|name| &**name).collect();
+    let help = match parse::closest(node, &names) {
+        Some(name) => format!("did you mean {name}?"),
+        None => format!(
+            "the cluster has {} nodes, among them {}",
+            names.len(),
+            names[..names.len().min(5)].join(", ")
+        ),
+    };
+    Err(bad_input(format!(
+        "--node {node}: the cluster has no such node; help: {help}"
+    ))
+    .into())
+}

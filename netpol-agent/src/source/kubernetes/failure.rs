@@ -1,0 +1,174 @@
+//! What a failed watch means, in words for people, in a word for the metrics, and for what to do next.
+
+use kube::{Error, core::Status, runtime::watcher};
+
+use super::store::Which;
+
+/// A failure, understood.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// For metrics.
+    pub(super) kind: &'static str,
+    /// For the log.
+    pub(super) text: String,
+    /// The watch can not go on from where it was.
+    pub(super) anew: bool,
+    /// The server does not know streamed lists (before Kubernetes 1.32, or switched off).
+    pub(super) no_streaming: bool,
+}
+
+impl Failure {
+    pub(super) fn of(error: &watcher::Error, which: Which) -> Self {
+        match error {
+            watcher::Error::InitialListFailed(error) => Self::of_client(error, which, "list"),
+            watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
+                Self::of_client(error, which, "watch")
+            }
+            watcher::Error::WatchError(status) => Self::of_status(status, which, "watch"),
+            watcher::Error::NoResourceVersion => Self::new(
+                "decode",
+                format!("watching {}: an object without resourceVersion", which.plural()),
+                true,
+            ),
+        }
+    }
+
+    fn new(kind: &'static str, text: String, anew: bool) -> Self {
+        Self {
+            kind,
+            text,
+            anew,
+            no_streaming: false,
+        }
+    }
+
+    fn of_client(error: &Error, which: Which, verb: &str) -> Self {
+        let plural = which.plural();
+        match error {
+            Error::Api(status) => Self::of_status(status, which, verb),
+            Error::SerdeError(error) => Self::new(
+                "decode",
+                format!("what the API server sends for {plural} is not understood: {error}"),
+                true,
+            ),
+            Error::Auth(error) => Self::new(
+                "unauthorized",
+                format!("credentials for the API server can not be had ({verb} {plural}): {error}"),
+                false,
+            ),
+            error => Self::new(
+                "connection",
+                format!(
+                    "the API server does not answer ({verb} {plural}): {}",
+                    chain(error)
+                ),
+                false,
+            ),
+        }
+    }
+
+    fn of_status(status: &Status, which: Which, verb: &str) -> Self {
+        let (plural, message) = (which.plural(), &status.message);
+        let group = match which {
+            Which::Policies => "networking.k8s.io",
+            _ => "",
+        };
+        match status.code {
+            403 => Self::new(
+                "forbidden",
+                format!(
+                    "may not {verb} {plural} (API group \"{group}\") in all namespaces: {message}; help: grant get, list and watch \
+                     on {plural} to the agent's service account, as deploy/netpol.yaml does"
+                ),
+                false,
+            ),
+            401 => Self::new(
+                "unauthorized",
+                format!(
+                    "the API server does not accept our credentials ({verb} {plural}): {message}; help: check the service account's token or the kubeconfig's user"
+                ),
+                false,
+            ),
+            410 => Self::new(
+                "expired",
+                format!("the watch of {plural} has fallen too far behind: listing again"),
+                true,
+            ),
+            429 => Self::new(
+                "throttled",
+                format!("the API server is busy ({verb} {plural}): {message}"),
+                false,
+            ),
+            // What was asked is not understood: `sendInitialEvents`, by servers that do not serve it.
+            400 | 422 => Self {
+                no_streaming: true,
+                ..Self::new(
+                    "server",
+                    format!("the API server refuses to {verb} {plural}: {message}"),
+                    true,
+                )
+            },
+            code => Self::new(
+                "server",
+                format!("the API server answers {code} ({verb} {plural}): {message}"),
+                false,
+            ),
+        }
+    }
+}
+
+/// The innermost cause says most: `connection refused`.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut texts = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if texts.last() != Some(&text) {
+            texts.push(text);
+        }
+        cause = error.source();
+    }
+    texts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn api(code: u16, message: &str) -> watcher::Error {
+        let status = Status::failure(message, "").with_code(code).boxed();
+        watcher::Error::WatchStartFailed(Error::Api(status))
+    }
+
+    #[test]
+    fn missing_rights_are_named() {
+        let failure = Failure::of(&api(403, "pods is forbidden"), Which::Policies);
+        assert_eq!(
+            (failure.kind, failure.anew, failure.no_streaming),
+            ("forbidden", false, false)
+        );
+        assert_eq!(
+            failure.text,
+            "may not watch networkpolicies (API group \"networking.k8s.io\") in all namespaces: pods is forbidden; help: grant get, \
+             list and watch on networkpolicies to the agent's service account, as deploy/netpol.yaml does"
+        );
+    }
+
+    #[test]
+    fn what_can_go_on_goes_on_and_what_can_not_begins_anew() {
+        let of = |code| {
+            let failure = Failure::of(&api(code, "m"), Which::Pods);
+            (failure.kind, failure.anew, failure.no_streaming)
+        };
+        assert_eq!(
+            [410, 429, 500, 401, 422].map(of),
+            [
+                ("expired", true, false),
+                ("throttled", false, false),
+                ("server", false, false),
+                ("unauthorized", false, false),
+                ("server", true, true),
+            ]
+        );
+    }
+}

@@ -1,0 +1,186 @@
+//! How the watches fare: what `/readyz`, the metrics, `status` and the log say of the API server.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use super::store::Which;
+
+/// While the API server is away it is said so often.
+const REMIND: Duration = Duration::from_secs(300);
+
+/// One watch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// It has been listed at least once.
+    pub synced: bool,
+    /// Since when it fails; `None` while it works.
+    pub failing_since: Option<SystemTime>,
+    /// When the server was last heard of.
+    pub heard: Option<SystemTime>,
+    /// How often it had to be begun anew because of a failure.
+    pub restarts: u64,
+    /// Objects that came, by `list`, `apply` and `delete`.
+    pub events: BTreeMap<&'static str, u64>,
+    /// Failures by what they were: `forbidden`, `unauthorized`, `expired`, `throttled`, `server`, `decode`, `connection`.
+    pub errors: BTreeMap<&'static str, u64>,
+    /// Bytes of answers.
+    pub bytes: u64,
+}
+
+/// The state of all watches, by the plural of their kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// By plural.
+    pub watches: BTreeMap<&'static str, Watch>,
+}
+
+impl Status {
+    /// Whether everything was listed at least once.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.watches.values().all(|watch| watch.synced)
+    }
+
+    /// Since when what is in force may be out of date.
+    #[must_use]
+    pub fn stale_since(&self) -> Option<SystemTime> {
+        self.watches
+            .values()
+            .filter_map(|watch| watch.failing_since)
+            .min()
+    }
+
+    /// The last moment at which everything was in touch with the server.
+    #[must_use]
+    pub fn last_success(&self) -> Option<SystemTime> {
+        let last = |watch: &Watch| watch.failing_since.or(watch.heard);
+        self.watches.values().map(last).min().flatten()
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    status: Status,
+    /// When the log last said that something fails, and what.
+    said: BTreeMap<&'static str, (SystemTime, String)>,
+}
+
+/// Shared between the watches, the HTTP client and whoever asks.
+#[derive(Clone, Debug)]
+pub struct Health(Arc<Mutex<Inner>>);
+
+impl Health {
+    pub(super) fn new() -> Self {
+        let watches = Which::ALL.map(|which| (which.plural(), Watch::default())).into();
+        Self(Arc::new(Mutex::new(Inner {
+            status: Status { watches },
+            said: BTreeMap::new(),
+        })))
+    }
+
+    /// A copy of the state.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.lock().status.clone()
+    }
+
+    /// Nothing here panics while it holds the lock; and numbers are better than none.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn on(&self, plural: &str, change: impl FnOnce(&mut Watch)) {
+        if let Some(watch) = self.lock().status.watches.get_mut(plural) {
+            change(watch);
+        }
+    }
+
+    /// The server has answered a request for `plural`.
+    pub(super) fn answered(&self, plural: &str) {
+        let mut ended = None;
+        self.on(plural, |watch| {
+            watch.heard = Some(SystemTime::now());
+            ended = watch.failing_since.take();
+        });
+        if let Some(since) = ended {
+            let lasted = since.elapsed().unwrap_or_default();
+            self.lock().said.remove(plural);
+            tracing::info!(resource = plural, ?lasted, "the API server answers again");
+        }
+    }
+
+    /// Bytes of an answer have come.
+    pub(super) fn received(&self, plural: &str, bytes: usize) {
+        self.on(plural, |watch| {
+            watch.bytes += bytes as u64;
+            watch.heard = Some(SystemTime::now());
+        });
+    }
+
+    pub(super) fn count(&self, which: Which, event: &'static str) {
+        self.on(which.plural(), |watch| {
+            *watch.events.entry(event).or_default() += 1
+        });
+    }
+
+    pub(super) fn synced(&self, which: Which) {
+        self.on(which.plural(), |watch| watch.synced = true);
+    }
+
+    /// A watch has failed for `what`; the log says so when that is new, and then now and again.
+    pub(super) fn failed(&self, which: Which, kind: &'static str, what: &str) {
+        let plural = which.plural();
+        let now = SystemTime::now();
+        let mut inner = self.lock();
+        let Some(watch) = inner.status.watches.get_mut(plural) else {
+            return;
+        };
+        *watch.errors.entry(kind).or_default() += 1;
+        watch.restarts += 1;
+        let since = *watch.failing_since.get_or_insert(watch.heard.unwrap_or(now));
+        let in_force = match watch.synced {
+            true => "what is in force stays; changes are not seen until it answers",
+            false => "nothing is changed in the kernel before everything was listed once",
+        };
+        let due = inner.said.get(plural).is_none_or(|(then, text)| {
+            text != what || now.duration_since(*then).is_ok_and(|past| past >= REMIND)
+        });
+        if due {
+            inner.said.insert(plural, (now, what.to_owned()));
+            let ago = now.duration_since(since).unwrap_or_default().as_secs();
+            drop(inner);
+            tracing::warn!(since_seconds = ago, "{what}; {in_force}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staleness_begins_at_the_last_word_and_ends_with_an_answer() {
+        let health = Health::new();
+        assert!(!health.status().is_synced());
+        for which in Which::ALL {
+            health.answered(which.plural());
+            health.synced(which);
+        }
+        let heard = health.status().watches["pods"].heard;
+        health.failed(Which::Pods, "connection", "no answer");
+        health.failed(Which::Pods, "connection", "no answer");
+        let status = health.status();
+        assert_eq!((status.is_synced(), status.stale_since()), (true, heard));
+        assert!(status.last_success() <= heard && status.last_success().is_some());
+        assert_eq!(status.watches["pods"].errors, BTreeMap::from([("connection", 2)]));
+
+        health.received("pods", 7);
+        assert_eq!(health.status().stale_since(), heard);
+        health.answered("pods");
+        let status = health.status();
+        assert_eq!((status.stale_since(), status.watches["pods"].bytes), (None, 7));
+    }
+}

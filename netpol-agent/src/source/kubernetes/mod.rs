@@ -1,0 +1,222 @@
+//! The API server as a source: NetworkPolicies, Namespaces, Pods and Nodes, listed and watched.
+//!
+//! A thread of its own follows four watches of kube's [`watcher`]; what they say goes through the [`store`] and
+//! comes out as the same [`Change`]s that a directory of manifests gives. Nothing comes out before all four kinds have been
+//! listed once; what the server can not tell later changes nothing.
+
+mod client;
+mod failure;
+pub mod health;
+mod object;
+mod pause;
+mod store;
+
+use std::{thread, time::Duration};
+
+use futures::{Stream, StreamExt as _, stream::select_all};
+use kube::{
+    Api, Client,
+    runtime::{
+        utils::Backoff as _,
+        watcher::{self, watcher},
+    },
+};
+use netpol_policy::model::Snapshot;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
+
+pub use self::client::{Access, AccessError};
+use self::{
+    failure::Failure,
+    health::Health,
+    object::{Kind, Namespaces, Nodes, Pods, Policies, Raw},
+    pause::Pauses,
+    store::{Heard, Store, Which},
+};
+use super::{Change, Loaded, parse::Node};
+
+/// Changes are given out at most so often: a rush of them is one change.
+const GATHER: Duration = Duration::from_millis(10);
+/// Strings that nobody uses any more are looked for so often.
+const PURGE: Duration = Duration::from_secs(60);
+
+/// The changes of a cluster. The thread behind it ends when this is dropped.
+pub struct Watcher {
+    changes: mpsc::Receiver<(Change, Instant)>,
+    health: Health,
+    server: String,
+    client: Client,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Watcher {
+    /// Begins to list and watch. The server may be away: then the first list waits for it.
+    ///
+    /// # Errors
+    /// What is configured can not be used at all.
+    pub fn start(access: &Access) -> anyhow::Result<Self> {
+        let health = Health::new();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let handle = runtime.handle().clone();
+        let (server, client) = runtime.block_on(async {
+            let config = access.config().await?;
+            let server = config.cluster_url.to_string();
+            Ok::<_, AccessError>((server, client::client(config, health.clone())?))
+        })?;
+        // One that waits, one that gathers.
+        let (sender, changes) = mpsc::channel(1);
+        let (watched, told) = (client.clone(), health.clone());
+        thread::Builder::new()
+            .name("kubernetes".to_owned())
+            .spawn(move || runtime.block_on(follow(watched, told, sender)))?;
+        Ok(Self {
+            changes,
+            health,
+            server,
+            client,
+            runtime: handle,
+        })
+    }
+
+    /// The next change, and when the first of what is in it came. `None` once the thread has ended.
+    pub async fn next(&mut self) -> Option<(Change, Instant)> {
+        self.changes.recv().await
+    }
+
+    /// Everything, once it was listed.
+    pub async fn first(&mut self) -> Option<Loaded> {
+        let (change, _) = self.next().await?;
+        let mut snapshot = Snapshot::default();
+        change.events.into_iter().for_each(|event| snapshot.apply(event));
+        Some(Loaded {
+            snapshot,
+            problems: change.problems,
+        })
+    }
+
+    /// How the watches fare.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// The server's address.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// The connection, and the runtime on which it lives: for the few writes there are.
+    #[must_use]
+    pub fn client(&self) -> (Client, tokio::runtime::Handle) {
+        (self.client.clone(), self.runtime.clone())
+    }
+}
+
+type Hearing = (Which, fn(&mut Store, Which, Heard), Heard);
+
+/// Follows all watches until nobody listens.
+async fn follow(client: Client, health: Health, sender: mpsc::Sender<(Change, Instant)>) {
+    let mut store = Store::default();
+    let mut heard = select_all([
+        watch::<Namespaces>(&client, Which::Namespaces, &health).boxed(),
+        watch::<Nodes>(&client, Which::Nodes, &health).boxed(),
+        watch::<Policies>(&client, Which::Policies, &health).boxed(),
+        watch::<Pods>(&client, Which::Pods, &health).boxed(),
+    ]);
+    let mut synced = false;
+    let (mut since, mut next) = (None::<Instant>, Instant::now());
+    let mut purge = Instant::now() + PURGE;
+    loop {
+        let due = synced && store.has_changed();
+        tokio::select! {
+            biased;
+            permit = async { sleep_until(next).await; sender.reserve().await }, if due => {
+                let Ok(permit) = permit else { return };
+                if let Some(change) = store.take() {
+                    permit.send((change, since.take().unwrap_or_else(Instant::now)));
+                }
+                next = Instant::now() + GATHER;
+            }
+            Some((which, hear, what)) = heard.next() => {
+                since.get_or_insert_with(Instant::now);
+                let done = matches!(what, Heard::InitDone);
+                hear(&mut store, which, what);
+                if done {
+                    health.synced(which);
+                    synced |= health.status().is_synced();
+                }
+            }
+            () = sender.closed() => return,
+            () = sleep_until(purge) => {
+                object::purge_strings();
+                purge = Instant::now() + PURGE;
+            }
+        }
+    }
+}
+
+/// What the watch of `K` says, for ever: after a failure it pauses and goes on where it was, if the server still knows.
+fn watch<K: Kind>(client: &Client, which: Which, health: &Health) -> impl Stream<Item = Hearing> + use<K> {
+    let api: Api<Raw<K>> = Api::all(client.clone());
+    let health = health.clone();
+    async_stream::stream! {
+        let hear: fn(&mut Store, Which, Heard) = Store::hear::<K>;
+        let mut streaming = true;
+        let mut pauses = Pauses::new();
+        loop {
+            // A life of kube's watcher: it resumes by itself, but not from what it can not read.
+            let mut events = watcher(api.clone(), config(streaming)).boxed();
+            while let Some(event) = events.next().await {
+                let heard = match event {
+                    Ok(event) => heard(event, which, &health),
+                    Err(error) => {
+                        yield (which, hear, Heard::Broken);
+                        let failure = Failure::of(&error, which);
+                        if failure.no_streaming && streaming {
+                            tracing::debug!(resource = which.plural(), "the API server has no streamed lists: paged lists");
+                            streaming = false;
+                            break;
+                        }
+                        health.failed(which, failure.kind, &failure.text);
+                        sleep(pauses.next().unwrap_or(GATHER)).await;
+                        if failure.anew {
+                            break;
+                        }
+                        continue;
+                    }
+                };
+                pauses.reset();
+                yield (which, hear, heard);
+            }
+        }
+    }
+}
+
+fn config(streaming: bool) -> watcher::Config {
+    // A server ends every watch after that time; nodes that began together must not all come back together.
+    let config = watcher::Config::default().timeout(fastrand::u32(180..290));
+    if streaming {
+        config.streaming_lists()
+    } else {
+        config
+    }
+}
+
+fn heard<K>(event: watcher::Event<Raw<K>>, which: Which, health: &Health) -> Heard {
+    let node = |raw: Raw<K>, event| -> Node {
+        health.count(which, event);
+        raw.node
+    };
+    match event {
+        watcher::Event::Init => Heard::Init,
+        watcher::Event::InitApply(raw) => Heard::InitApply(node(raw, "list")),
+        watcher::Event::InitDone => Heard::InitDone,
+        watcher::Event::Apply(raw) => Heard::Apply(node(raw, "apply")),
+        watcher::Event::Delete(raw) => Heard::Delete(node(raw, "delete")),
+    }
+}

@@ -1,0 +1,88 @@
+//! How long to wait before a failed watch is begun again.
+
+use std::time::Duration;
+
+use kube::runtime::utils::Backoff;
+
+/// Nobody waits less, nor more.
+const RANGE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// The first pause is drawn from the least to this: when an API server comes back, thousands of nodes have lost their
+/// watches in the same instant.
+const FIRST: Duration = Duration::from_secs(3);
+
+/// Each pause is drawn between the least and three times the one before, so that nodes that failed together drift apart.
+#[derive(Debug)]
+pub(super) struct Pauses {
+    last: Option<Duration>,
+    random: fastrand::Rng,
+}
+
+impl Pauses {
+    pub(super) fn new() -> Self {
+        Self::with(fastrand::Rng::new())
+    }
+
+    fn with(random: fastrand::Rng) -> Self {
+        Self { last: None, random }
+    }
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let most = self.last.map_or(FIRST, |last| last * 3).min(RANGE.1);
+        let share = self.random.f64();
+        let pause = RANGE.0 + most.saturating_sub(RANGE.0).mul_f64(share);
+        self.last = Some(pause);
+        Some(pause)
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.last = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pauses(seed: u64) -> Vec<Duration> {
+        Pauses::with(fastrand::Rng::with_seed(seed)).take(12).collect()
+    }
+
+    #[test]
+    fn nodes_that_fail_together_come_back_apart() {
+        let first: Vec<f64> = (0..5000).map(|seed| pauses(seed)[0].as_secs_f64()).collect();
+        let within = |from: f64| {
+            first
+                .iter()
+                .filter(|pause| (from..from + 0.1).contains(*pause))
+                .count()
+        };
+        // Evenly over 2.5 s: 200 in each tenth.
+        let crowd = (5..30).map(|tenth| within(f64::from(tenth) / 10.0)).max();
+        assert!(
+            crowd < Some(300),
+            "{crowd:?} of 5000 in the same tenth of a second"
+        );
+    }
+
+    #[test]
+    fn pauses_stay_in_range_and_begin_anew() {
+        for seed in 0..50 {
+            let pauses = pauses(seed);
+            assert!(
+                pauses.iter().all(|pause| (RANGE.0..=RANGE.1).contains(pause)),
+                "{pauses:?}"
+            );
+            assert!(pauses[0] <= FIRST);
+        }
+        let mut long = Pauses::with(fastrand::Rng::with_seed(1));
+        long.last = Some(RANGE.1);
+        long.reset();
+        assert!(long.next() <= Some(FIRST));
+    }
+}
