@@ -50,6 +50,14 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         if source.kubernetes().is_some() {
             check_node(&config.node, &loaded)?;
         }
+        let snapshot = &loaded.snapshot;
+        tracing::info!(
+            source = source.name(),
+            namespaces = snapshot.namespaces.len(),
+            policies = snapshot.policies.len(),
+            pods = snapshot.pods.len(),
+            "everything is listed"
+        );
         Agent::new(config, source, loaded, datapath, shared)
             .run(announcements, signals)
             .await

@@ -4,6 +4,10 @@ use kube::{Error, core::Status, runtime::watcher};
 
 use super::store::Which;
 
+/// The server refuses, or fails by itself. Where it streams no lists (before Kubernetes 1.32; with etcd before 3.4.31 or 3.5.13; switched
+/// off), it answers a request for one so: 400, 422, or 500 within the stream.
+pub(super) const SERVER: &str = "server";
+
 /// A failure, understood.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Failure {
@@ -13,8 +17,6 @@ pub(super) struct Failure {
     pub(super) text: String,
     /// The watch can not go on from where it was.
     pub(super) anew: bool,
-    /// The server does not know streamed lists (before Kubernetes 1.32, or switched off).
-    pub(super) no_streaming: bool,
 }
 
 impl Failure {
@@ -34,12 +36,7 @@ impl Failure {
     }
 
     fn new(kind: &'static str, text: String, anew: bool) -> Self {
-        Self {
-            kind,
-            text,
-            anew,
-            no_streaming: false,
-        }
+        Self { kind, text, anew }
     }
 
     fn of_client(error: &Error, which: Which, verb: &str) -> Self {
@@ -99,17 +96,8 @@ impl Failure {
                 format!("the API server is busy ({verb} {plural}): {message}"),
                 false,
             ),
-            // What was asked is not understood: `sendInitialEvents`, by servers that do not serve it.
-            400 | 422 => Self {
-                no_streaming: true,
-                ..Self::new(
-                    "server",
-                    format!("the API server refuses to {verb} {plural}: {message}"),
-                    true,
-                )
-            },
             code => Self::new(
-                "server",
+                SERVER,
                 format!("the API server answers {code} ({verb} {plural}): {message}"),
                 false,
             ),
@@ -143,10 +131,7 @@ mod tests {
     #[test]
     fn missing_rights_are_named() {
         let failure = Failure::of(&api(403, "pods is forbidden"), Which::Policies);
-        assert_eq!(
-            (failure.kind, failure.anew, failure.no_streaming),
-            ("forbidden", false, false)
-        );
+        assert_eq!((failure.kind, failure.anew), ("forbidden", false));
         assert_eq!(
             failure.text,
             "may not watch networkpolicies (API group \"networking.k8s.io\") in all namespaces: pods is forbidden; help: grant get, \
@@ -158,16 +143,16 @@ mod tests {
     fn what_can_go_on_goes_on_and_what_can_not_begins_anew() {
         let of = |code| {
             let failure = Failure::of(&api(code, "m"), Which::Pods);
-            (failure.kind, failure.anew, failure.no_streaming)
+            (failure.kind, failure.anew)
         };
         assert_eq!(
             [410, 429, 500, 401, 422].map(of),
             [
-                ("expired", true, false),
-                ("throttled", false, false),
-                ("server", false, false),
-                ("unauthorized", false, false),
-                ("server", true, true),
+                ("expired", true),
+                ("throttled", false),
+                ("server", false),
+                ("unauthorized", false),
+                ("server", false),
             ]
         );
     }

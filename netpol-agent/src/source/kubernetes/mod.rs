@@ -171,14 +171,15 @@ fn watch<K: Kind>(client: &Client, which: Which, health: &Health) -> impl Stream
         loop {
             // A life of kube's watcher: it resumes by itself, but not from what it can not read.
             let mut events = watcher(api.clone(), config(streaming)).boxed();
+            let mut listed = false;
             while let Some(event) = events.next().await {
                 let heard = match event {
                     Ok(event) => heard(event, which, &health),
                     Err(error) => {
                         yield (which, hear, Heard::Broken);
                         let failure = Failure::of(&error, which);
-                        if failure.no_streaming && streaming {
-                            tracing::debug!(resource = which.plural(), "the API server has no streamed lists: paged lists");
+                        if streaming && !listed && failure.kind == failure::SERVER {
+                            tracing::debug!(why = failure.text, "the API server streams no lists: paged lists");
                             streaming = false;
                             break;
                         }
@@ -191,6 +192,7 @@ fn watch<K: Kind>(client: &Client, which: Which, health: &Health) -> impl Stream
                     }
                 };
                 pauses.reset();
+                listed |= matches!(heard, Heard::InitDone);
                 yield (which, hear, heard);
             }
         }
