@@ -1,0 +1,266 @@
+//! A small API server of our own on loopback: lists, pages, streamed lists and watches over versions, as the API's concepts
+//! page has them, and every way to fail that a real one shows once a year.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::{
+    body::{Bytes, Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+/// How it behaves for one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Mood {
+    /// Well.
+    #[default]
+    Well,
+    /// Answers this code to everything, and ends watches.
+    Refuses(u16),
+    /// Ends every watch after a few events.
+    Closes,
+    /// Sends a line that is no JSON in every watch, once.
+    Babbles,
+}
+
+#[derive(Debug, Default)]
+struct Store {
+    version: u64,
+    /// Events older than this are forgotten.
+    compacted: u64,
+    /// plural → name → object
+    objects: BTreeMap<String, BTreeMap<String, Value>>,
+    /// version, plural, event
+    log: Vec<(u64, String, Value)>,
+    moods: BTreeMap<String, Mood>,
+    streams: bool,
+    /// What was asked, without the values of parameters that vary.
+    asked: Vec<String>,
+}
+
+/// The server; ends with the test's process.
+#[derive(Clone)]
+pub(crate) struct Server {
+    store: Arc<Mutex<Store>>,
+    pub(crate) address: SocketAddr,
+}
+
+type Body = BoxBody<Bytes, Infallible>;
+
+impl Server {
+    /// `streams`: whether it serves streamed lists.
+    pub(crate) fn start(streams: bool) -> Self {
+        let store = Arc::new(Mutex::new(Store {
+            version: 1,
+            streams,
+            ..Store::default()
+        }));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let shared = Arc::clone(&store);
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async move {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                sender.send(listener.local_addr().unwrap()).unwrap();
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    let store = Arc::clone(&shared);
+                    let service = service_fn(move |request| answer(Arc::clone(&store), request));
+                    tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                }
+            });
+        });
+        Self {
+            store,
+            address: receiver.recv().unwrap(),
+        }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Store) -> T) -> T {
+        act(&mut self.store.lock().unwrap())
+    }
+
+    /// Puts an object; `name` is its key, with its namespace where it has one.
+    pub(crate) fn put(&self, plural: &str, name: &str, mut object: Value) {
+        self.with(|store| {
+            store.version += 1;
+            object["metadata"]["resourceVersion"] = json!(store.version.to_string());
+            let objects = store.objects.entry(plural.to_owned()).or_default();
+            let kind = if objects.insert(name.to_owned(), object.clone()).is_some() {
+                "MODIFIED"
+            } else {
+                "ADDED"
+            };
+            let event = json!({"type": kind, "object": object});
+            store.log.push((store.version, plural.to_owned(), event));
+        });
+    }
+
+    /// Removes an object.
+    pub(crate) fn delete(&self, plural: &str, name: &str) {
+        self.with(|store| {
+            store.version += 1;
+            let mut object = store.objects.get_mut(plural).unwrap().remove(name).unwrap();
+            object["metadata"]["resourceVersion"] = json!(store.version.to_string());
+            let event = json!({"type": "DELETED", "object": object});
+            store.log.push((store.version, plural.to_owned(), event));
+        });
+    }
+
+    /// Forgets what has happened so far, as etcd's compaction does: watches from before can not go on.
+    pub(crate) fn compact(&self) {
+        self.with(|store| {
+            store.compacted = store.version;
+            store.log.clear();
+        });
+    }
+
+    pub(crate) fn mood(&self, plural: &str, mood: Mood) {
+        self.with(|store| {
+            store.moods.insert(plural.to_owned(), mood);
+        });
+    }
+
+    /// How often something was asked for whose path and query hold all of `words`.
+    pub(crate) fn asked(&self, words: &[&str]) -> usize {
+        self.with(|store| {
+            let holds = |asked: &&String| words.iter().all(|word| asked.contains(word));
+            store.asked.iter().filter(holds).count()
+        })
+    }
+}
+
+fn whole(status: u16, value: &Value) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(value.to_string())).boxed());
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    response
+}
+
+fn failure(code: u16, message: &str) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message, "reason": "Test"})
+}
+
+async fn answer(store: Arc<Mutex<Store>>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let plural = request.uri().path().rsplit('/').next().unwrap().to_owned();
+    let query: BTreeMap<String, String> = request
+        .uri()
+        .query()
+        .unwrap_or_default()
+        .split('&')
+        .filter_map(|part| part.split_once('='))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    let (mood, streams) = {
+        let mut store = store.lock().unwrap();
+        store.asked.push(request.uri().to_string());
+        (
+            store.moods.get(&plural).copied().unwrap_or_default(),
+            store.streams,
+        )
+    };
+    if let Mood::Refuses(code) = mood {
+        return Ok(whole(code, &failure(code, &format!("{plural}: not now"))));
+    }
+    if !query.contains_key("watch") {
+        return Ok(whole(200, &list(&store.lock().unwrap(), &plural, &query)));
+    }
+    let initial = query
+        .get("sendInitialEvents")
+        .is_some_and(|value| value == "true");
+    if initial && !streams {
+        return Ok(whole(
+            422,
+            &failure(
+                422,
+                "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
+            ),
+        ));
+    }
+    let from = query
+        .get("resourceVersion")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
+    Ok(Response::new(watch(store, plural, from, initial)))
+}
+
+/// Pages of two, whatever is asked for.
+fn list(store: &Store, plural: &str, query: &BTreeMap<String, String>) -> Value {
+    let skip: usize = query
+        .get("continue")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
+    let empty = BTreeMap::new();
+    let all = store.objects.get(plural).unwrap_or(&empty);
+    let items: Vec<&Value> = all.values().skip(skip).take(2).collect();
+    let next = if skip + items.len() < all.len() {
+        (skip + items.len()).to_string()
+    } else {
+        String::new()
+    };
+    json!({"kind": "List", "apiVersion": "v1", "items": items,
+           "metadata": {"resourceVersion": store.version.to_string(), "continue": next}})
+}
+
+fn watch(store: Arc<Mutex<Store>>, plural: String, mut from: u64, initial: bool) -> Body {
+    let stream = async_stream::stream! {
+        let line = |value: &Value| Ok::<_, Infallible>(Frame::data(Bytes::from(format!("{value}\n"))));
+        if initial {
+            let (objects, version) = {
+                let store = store.lock().unwrap();
+                (store.objects.get(&plural).cloned().unwrap_or_default(), store.version)
+            };
+            for object in objects.values() {
+                yield line(&json!({"type": "ADDED", "object": object}));
+            }
+            yield line(&json!({"type": "BOOKMARK", "object": {"kind": "X", "apiVersion": "v1", "metadata": {
+                "resourceVersion": version.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}}}}));
+            from = version;
+        }
+        let mut given = 0;
+        loop {
+            let (events, mood, expired) = {
+                let mut store = store.lock().unwrap();
+                let fresh = store.log.iter().filter(|(version, of, _)| *version > from && *of == plural);
+                let events: Vec<(u64, Value)> = fresh.map(|(version, _, event)| (*version, event.clone())).collect();
+                let mood = store.moods.get(&plural).copied().unwrap_or_default();
+                if mood == Mood::Babbles {
+                    store.moods.insert(plural.clone(), Mood::Well);
+                }
+                (events, mood, from < store.compacted)
+            };
+            match mood {
+                Mood::Refuses(_) => return,
+                Mood::Babbles => yield Ok(Frame::data(Bytes::from_static(b"{\"type\": \"MODIFIED\", \"object\": {{{\n"))),
+                Mood::Well | Mood::Closes => {}
+            }
+            if expired {
+                yield line(&json!({"type": "ERROR", "object": failure(410, "too old resource version")}));
+                return;
+            }
+            for (version, event) in events {
+                from = version;
+                given += 1;
+                yield line(&event);
+                if mood == Mood::Closes && given == 2 {
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    BodyExt::boxed(StreamBody::new(stream))
+}
