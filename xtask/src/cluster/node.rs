@@ -196,13 +196,8 @@ impl<'a> Node<'a> {
 
     fn conflist(&self, cidrs: &[String]) -> Result<()> {
         let (file, text) = configs::conflist(self.record.options.cni, cidrs);
-        // containerd reads a file as soon as it is there.
-        let (path, part) = (
-            self.home.join("etc/cni/net.d").join(file),
-            self.home.join("etc/cni/part"),
-        );
-        write(&part, text)?;
-        fs::rename(&part, &path).with_context(|| format!("writing {}", path.display()))
+        // Written in place: containerd does not look at a file that was moved into the directory.
+        write(&self.home.join("etc/cni/net.d").join(file), text)
     }
 
     /// The pods' network, on a node whose ranges are known.
