@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod docs;
 mod ebpf;
 mod kernels;
@@ -40,6 +41,8 @@ enum Verb {
     Sandbox(sandbox::Args),
     /// Watch three tiers being isolated, one policy at a time.
     Demo(sandbox::Demo),
+    /// A real Kubernetes in network namespaces of this machine, without Docker.
+    Cluster(cluster::Args),
     /// Measure packets, compiling and edits, and hold the figures against the goals.
     Bench(bench::Args),
     /// Build the eBPF object alone: target/bpf/netpol.o.
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Lint(args) => lint::run(&args),
         Verb::Sandbox(args) => sandbox::run(&args),
         Verb::Demo(args) => sandbox::demo(&args),
+        Verb::Cluster(args) => cluster::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Kernels(args) => kernels::run(&args),

@@ -127,6 +127,16 @@ pub(crate) fn ensure(need: Need) -> Result<Toolchain> {
     Ok(toolchain)
 }
 
+/// Makes sure that Debian's packages `names` are here, where nothing of the toolchain is needed.
+///
+/// # Errors
+/// [`preflight::Missing`] where they are absent and can't be installed.
+pub(crate) fn packages(names: &[&str]) -> Result<()> {
+    let absent = toolchain::absent_packages(names);
+    preflight::require(Vec::from_iter(Machine::this().lacks_to_install(&absent)))?;
+    install(&absent)
+}
+
 /// What checks the code and is not here, as rustup calls it.
 fn absent_components() -> Vec<&'static str> {
     [("fmt", "rustfmt"), ("clippy", "clippy")]

@@ -1,0 +1,125 @@
+//! What processes of a cluster leave when they are gone: cgroups, the directory, and the link if they are not quite gone.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::record::{BASE, Process, Record, dir};
+use crate::ui;
+
+/// How long processes that were killed may take to end.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// The cgroup of all containers of a cluster, below the root of every hierarchy.
+pub(super) fn cgroup(name: &str) -> String {
+    format!("netpol-cluster-{name}")
+}
+
+/// Removes everything of the cluster `name`; its supervisor is the caller or dead.
+///
+/// # Errors
+/// Something can't be removed.
+pub(super) fn remove(name: &str) -> Result<()> {
+    let dir = dir(name);
+    if let Ok(record) = Record::read(&dir) {
+        end(record.init, Signal::SIGKILL)?;
+    }
+    remove_link(&format!("npc-{name}"))?;
+    for cgroup in cgroups(&cgroup(name)) {
+        remove_cgroup(&cgroup)?;
+    }
+    match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes the directory of all clusters where there is none.
+pub(super) fn remove_base() {
+    // It is not empty while there is another cluster.
+    let _ = fs::remove_dir(BASE);
+}
+
+/// Ends a process and waits until it, and with it its PID namespace, is gone.
+///
+/// # Errors
+/// It does not end.
+pub(super) fn end(process: Process, signal: Signal) -> Result<()> {
+    let proc = Path::new("/proc");
+    let start = Instant::now();
+    if process.is_alive(proc) {
+        match kill(Pid::from_raw(process.pid), signal) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => return Err(error).with_context(|| format!("ending process {}", process.pid)),
+        }
+    }
+    while process.is_alive(proc) {
+        if start.elapsed() > LIMIT {
+            bail!("process {} does not end", process.pid);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// The link goes with the cluster's network namespace, which the kernel removes a moment after its last process.
+fn remove_link(link: &str) -> Result<()> {
+    let path = PathBuf::from(format!("/sys/class/net/{link}"));
+    if path.exists() {
+        let mut ip = Command::new("ip");
+        ip.args(["link", "delete", link]).env("PATH", ui::path());
+        let done = ip.output().context("starting ip")?;
+        if !done.status.success() && path.exists() {
+            bail!(
+                "removing the link {link}: {}",
+                String::from_utf8_lossy(&done.stderr)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The cgroup called `name` in every hierarchy.
+pub(super) fn cgroups(name: &str) -> Vec<PathBuf> {
+    let top = Path::new("/sys/fs/cgroup");
+    let mut found = vec![top.join(name)];
+    for entry in fs::read_dir(top).into_iter().flatten().flatten() {
+        found.push(entry.path().join(name));
+    }
+    found.retain(|path| path.is_dir());
+    found.sort();
+    found
+}
+
+/// Removes a cgroup and those below it; the last processes in it may still be ending.
+fn remove_cgroup(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path())?;
+        }
+    }
+    let start = Instant::now();
+    loop {
+        match fs::remove_dir(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if start.elapsed() > LIMIT => {
+                return Err(error).with_context(|| format!("removing the cgroup {}", path.display()));
+            }
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
