@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod docs;
 mod ebpf;
+mod image;
 mod kernels;
 mod licences;
 mod lint;
@@ -42,6 +43,8 @@ enum Verb {
     Demo(sandbox::Demo),
     /// Measure packets, compiling and edits, and hold the figures against the goals.
     Bench(bench::Args),
+    /// Pack the agent as a container image, without a container engine: target/image/netpol-agent-VERSION-ARCH.tar.
+    Image(image::Args),
     /// Build the eBPF object alone: target/bpf/netpol.o.
     #[command(hide = true)]
     Ebpf(ebpf::Args),
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Sandbox(args) => sandbox::run(&args),
         Verb::Demo(args) => sandbox::demo(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Image(args) => image::run(&args),
         Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
     };
