@@ -1,6 +1,7 @@
 //! `cargo xtask ebpf`: the kernel object, `target/bpf/netpol.o`.
 
 use std::{
+    env::consts::ARCH,
     fs,
     path::PathBuf,
     process::{Command, ExitCode},
@@ -34,7 +35,15 @@ pub(crate) fn run(_: &Args) -> Result<ExitCode> {
 /// # Errors
 /// The compiler's, or a file can't be read or written.
 pub(crate) fn object(toolchain: &Toolchain) -> Result<PathBuf> {
-    build(toolchain, "netpol", &[])
+    build(toolchain, "netpol", &[], ARCH)
+}
+
+/// Builds the object for kernels of `arch` (`x86_64`, `aarch64`): `target/bpf/netpol-ARCH.o` where it is not this machine's.
+///
+/// # Errors
+/// As [`object`].
+pub(crate) fn object_for(toolchain: &Toolchain, arch: &str) -> Result<PathBuf> {
+    build(toolchain, "netpol", &[], arch)
 }
 
 /// Builds the object that drives them in the bench.
@@ -42,7 +51,7 @@ pub(crate) fn object(toolchain: &Toolchain) -> Result<PathBuf> {
 /// # Errors
 /// As [`object`].
 pub(crate) fn bench_object(toolchain: &Toolchain) -> Result<PathBuf> {
-    build(toolchain, "netpol-bench", &[])
+    build(toolchain, "netpol-bench", &[], ARCH)
 }
 
 /// Builds `target/bpf/netpol-ingress-in-priority.o`, which program tests load on a kernel whose BPF_PROG_TEST_RUN can't
@@ -51,18 +60,19 @@ pub(crate) fn bench_object(toolchain: &Toolchain) -> Result<PathBuf> {
 /// # Errors
 /// As [`object`].
 pub(crate) fn object_for_old_test_runs(toolchain: &Toolchain) -> Result<PathBuf> {
-    build(toolchain, "netpol", &["ingress-in-priority"])
+    build(toolchain, "netpol", &["ingress-in-priority"], ARCH)
 }
 
-/// Builds `target/bpf/BIN-FEATURES.o`; the file is written only when its content changed, so nothing that embeds it is
+/// Builds `target/bpf/BIN-FEATURES-ARCH.o`; the file is written only when its content changed, so nothing that embeds it is
 /// rebuilt in vain.
-fn build(toolchain: &Toolchain, bin: &str, features: &[&str]) -> Result<PathBuf> {
-    let mut cargo = cargo(toolchain, "build");
+fn build(toolchain: &Toolchain, bin: &str, features: &[&str], arch: &str) -> Result<PathBuf> {
+    let mut cargo = cargo_for(toolchain, "build", arch);
     cargo.args(["--bin", bin, "--features", &features.join(",")]);
     let time = run_quietly("eBPF object", &mut cargo)?;
     let built = root().join(BUILD_DIR).join(TARGET).join("release").join(bin);
     let new = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
-    let name = [&[bin], features].concat().join("-");
+    let foreign = if arch == ARCH { &[][..] } else { &[arch] };
+    let name = [&[bin], features, foreign].concat().join("-");
     let object = root().join(format!("target/bpf/{name}.o"));
     let size = new.len() / 1024;
     if fs::read(&object).is_ok_and(|old| old == new) {
@@ -86,8 +96,12 @@ fn build(toolchain: &Toolchain, bin: &str, features: &[&str]) -> Result<PathBuf>
 
 /// `cargo SUBCOMMAND` on the eBPF crate for the kernel's target.
 pub(crate) fn cargo(toolchain: &Toolchain, subcommand: &str) -> Command {
+    cargo_for(toolchain, subcommand, ARCH)
+}
+
+/// As [`cargo`], for the kernels of another machine.
+fn cargo_for(toolchain: &Toolchain, subcommand: &str, arch: &str) -> Command {
     let mut cargo = toolchain.compiler.cargo(subcommand);
-    let arch = std::env::consts::ARCH;
     let flags = [
         // aya-ebpf's bindings depend on the machine whose kernel will run the program.
         format!("--cfg=bpf_target_arch=\"{arch}\""),

@@ -5,6 +5,7 @@ mod build;
 mod cluster;
 mod docs;
 mod ebpf;
+mod image;
 mod kernels;
 mod licences;
 mod lint;
@@ -45,6 +46,8 @@ enum Verb {
     Cluster(cluster::Args),
     /// Measure packets, compiling and edits, and hold the figures against the goals.
     Bench(bench::Args),
+    /// Pack the agent as a container image, without a container engine: target/image/netpol-agent-VERSION-ARCH.tar.
+    Image(image::Args),
     /// Build the eBPF object alone: target/bpf/netpol.o.
     #[command(hide = true)]
     Ebpf(ebpf::Args),
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => sandbox::demo(&args),
         Verb::Cluster(args) => cluster::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Image(args) => image::run(&args),
         Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
     };
