@@ -42,7 +42,7 @@ struct Cli {
         global = true,
         env = "NETPOL_LOG",
         value_name = "FILTER",
-        default_value = "info,kube_client=off,kube_runtime=off"
+        default_value = "info"
     )]
     log: String,
 
@@ -196,7 +196,9 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn start_log(cli: &Cli) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = tracing_subscriber::EnvFilter::builder().parse(&cli.log)?;
+    // What kube logs of failures we say ourselves, with what follows; `--log kube_client=debug` brings it back.
+    let filter = format!("kube_client=off,kube_runtime=off,{}", cli.log);
+    let filter = tracing_subscriber::EnvFilter::builder().parse(filter)?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
