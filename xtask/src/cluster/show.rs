@@ -167,6 +167,10 @@ pub(super) fn kubectl(name: &str, arguments: &[String]) -> Result<ExitCode> {
     let record = Record::running(name)?;
     let mut kubectl = Command::new(record.components.join("bin/kubectl"));
     kubectl.env("KUBECONFIG", &record.kubeconfig).args(arguments);
+    // A proxy would be asked for an address that only this machine reaches.
+    for proxy in ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+        kubectl.env_remove(proxy);
+    }
     Err(kubectl.exec()).context("starting kubectl")
 }
 
