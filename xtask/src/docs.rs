@@ -76,12 +76,15 @@ fn page(agent: &Help, xtask: &Help) -> String {
     page
 }
 
-/// `--help` of the program and of each verb that it lists.
+/// `--help` of the program, of each verb that it lists, and of each verb below one.
 fn help_of(program: &Path) -> Result<Help> {
     let main = help(program, &[])?;
     let mut all = Help::new();
     for verb in verbs(&main) {
         let text = help(program, &[&verb])?;
+        for below in verbs(&text) {
+            all.insert(format!("{verb} {below}"), help(program, &[&verb, &below])?);
+        }
         all.insert(verb, text);
     }
     all.insert(String::new(), main);
@@ -182,9 +185,18 @@ fn fault(command: &str, help: &Help) -> Option<String> {
     if verb.starts_with('-') || !verb.starts_with(|c: char| c.is_ascii_lowercase()) {
         return None;
     }
-    let Some(text) = help.get(verb) else {
+    let Some(mut text) = help.get(verb) else {
         return Some(format!("no verb {verb}"));
     };
+    if let below @ [_, ..] = &*verbs(text) {
+        match words.next() {
+            Some(word) if below.iter().any(|name| name == word) => text = &help[&format!("{verb} {word}")],
+            Some(word) if word.starts_with(|c: char| c.is_ascii_lowercase()) => {
+                return Some(format!("no verb {verb} {word}"));
+            }
+            _ => return None,
+        }
+    }
     let known: Vec<&str> = text
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
         .collect();
@@ -200,10 +212,15 @@ mod tests {
     use super::*;
 
     fn help() -> Help {
-        [(
-            "run".to_owned(),
-            "Usage: x run [OPTIONS]\n  -o, --output <FORMAT>\n      --node <NODE>".to_owned(),
-        )]
+        [
+            (
+                "run",
+                "Usage: x run [OPTIONS]\n  -o, --output <FORMAT>\n      --node <NODE>",
+            ),
+            ("fleet", "Usage: x fleet <COMMAND>\n\nCommands:\n  up  Begins\n"),
+            ("fleet up", "Usage: x fleet up [OPTIONS]\n      --nodes <NODES>"),
+        ]
+        .map(|(verb, text)| (verb.to_owned(), text.to_owned()))
         .into()
     }
 
@@ -227,6 +244,13 @@ mod tests {
             Some("no option --nodes".into())
         );
         assert_eq!(fault("fly", &help()), Some("no verb fly".into()));
+        assert_eq!(fault("fleet up --nodes 2", &help()), None);
+        assert_eq!(
+            fault("fleet up --size 2", &help()),
+            Some("no option --size".into())
+        );
+        assert_eq!(fault("fleet sink", &help()), Some("no verb fleet sink".into()));
+        assert_eq!(fault("fleet …", &help()), None);
         assert_eq!(fault("--version", &help()), None);
     }
 }

@@ -19,6 +19,7 @@ use super::{
     daemon::{Daemon, call},
     node::Node,
     record::Record,
+    supervisor::call_me,
 };
 
 /// How long nodes may take to be known, and again to be ready.
@@ -26,6 +27,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 
 /// The hidden verb.
 pub(super) fn run(dir: &Path) -> Result<ExitCode> {
+    call_me(c"npc-builder");
     match build(dir) {
         Ok(()) => {
             tell("ready")?;

@@ -21,6 +21,7 @@ use nix::{
 use super::{
     daemon::{call, write},
     record::{BASE, Record},
+    supervisor::call_me,
 };
 use crate::ui::root;
 
@@ -60,6 +61,7 @@ const NONE: Option<&str> = None;
 
 /// The hidden verb.
 pub(super) fn run(dir: &Path, node: &str) -> Result<ExitCode> {
+    call_me(c"npc-node");
     let record = Record::read(dir)?;
     let flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
     unshare(flags).context("making the namespaces of a node")?;

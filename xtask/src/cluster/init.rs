@@ -21,10 +21,11 @@ use nix::{
     },
 };
 
-use super::supervisor::{LINKED, UNSHARED, this_program};
+use super::supervisor::{LINKED, UNSHARED, call_me, this_program};
 
 /// The hidden verb.
 pub(super) fn run(dir: &Path) -> Result<ExitCode> {
+    call_me(c"npc-init");
     // The supervisor has blocked signals for itself; components must not inherit that.
     SigSet::all().thread_unblock().context("unblocking signals")?;
     if std::process::id() != 1 {

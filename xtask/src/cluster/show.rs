@@ -5,6 +5,8 @@ use std::{
     os::unix::process::CommandExt as _,
     path::Path,
     process::{Command, ExitCode},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -23,6 +25,9 @@ use crate::{
     ui::say,
 };
 
+/// How long a supervisor that ends may take to remove its cluster.
+const LIMIT: Duration = Duration::from_secs(20);
+
 /// `cluster down`
 pub(super) fn down(name: &str) -> Result<ExitCode> {
     preflight::require(Machine::this().lacks_to_run())?;
@@ -33,23 +38,38 @@ pub(super) fn down(name: &str) -> Result<ExitCode> {
         say("cluster", &format!("there is no {name}"));
         return Ok(ExitCode::SUCCESS);
     }
-    // The supervisor removes everything itself; a dead one, and what it left, leaves that to us.
+    // The supervisor removes everything itself; a dead one leaves that to us.
     if let Ok(record) = Record::read(&dir) {
         residue::end(record.supervisor, Signal::SIGTERM)?;
     }
-    if dir.exists() {
-        let Some(lock) = Lock::try_on(&dir)? else {
-            bail!(
-                "{} is held by a process that `cluster.json` does not name: another `up` begins",
-                dir.display()
-            );
-        };
-        residue::remove(name)?;
-        drop(lock);
-    }
-    residue::remove_base();
+    clear(name)?;
     say("cluster", &format!("{name} is gone"));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes what a cluster left whose supervisor is dead, or about to end.
+///
+/// # Errors
+/// Something can't be removed, or another process makes the cluster.
+pub(super) fn clear(name: &str) -> Result<()> {
+    let dir = dir(name);
+    let start = Instant::now();
+    while dir.exists() {
+        // A directory that vanishes between two looks is what is wanted.
+        if let Ok(Some(lock)) = Lock::try_on(&dir) {
+            residue::remove(name)?;
+            drop(lock);
+        } else if start.elapsed() > LIMIT {
+            bail!(
+                "another process holds {}: is an `up` of this cluster under way?",
+                dir.display()
+            );
+        } else {
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+    residue::remove_base();
+    Ok(())
 }
 
 /// `cluster status`: 0 where everything lives, else 1.
@@ -147,6 +167,10 @@ pub(super) fn kubectl(name: &str, arguments: &[String]) -> Result<ExitCode> {
     let record = Record::running(name)?;
     let mut kubectl = Command::new(record.components.join("bin/kubectl"));
     kubectl.env("KUBECONFIG", &record.kubeconfig).args(arguments);
+    // A proxy would be asked for an address that only this machine reaches.
+    for proxy in ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+        kubectl.env_remove(proxy);
+    }
     Err(kubectl.exec()).context("starting kubectl")
 }
 

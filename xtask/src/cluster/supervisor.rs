@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitCode, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -37,6 +37,7 @@ type Leash = Arc<Mutex<Option<ChildStdin>>>;
 
 /// The hidden verb.
 pub(super) fn run(plan: &str) -> Result<ExitCode> {
+    call_me(c"npc-supervisor");
     let plan: Plan = serde_json::from_str(plan).context("reading the plan")?;
     // Ctrl-C on the terminal is for `up`, which then lets go of the supervisor.
     setsid().context("beginning a session")?;
@@ -86,7 +87,10 @@ fn claim(plan: &Plan, dir: &Path) -> Result<Lock> {
         residue::remove(name)?;
         drop(lock);
     }
-    fs::create_dir_all(dir.join("logs")).with_context(|| format!("creating {}", dir.display()))?;
+    // Keys and /etc of the nodes are in it.
+    fs::create_dir_all(dir.join("logs"))
+        .and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o700)))
+        .with_context(|| format!("creating {}", dir.display()))?;
     Lock::try_on(dir)?.with_context(|| format!("another process holds {}", dir.display()))
 }
 
@@ -145,6 +149,12 @@ fn start_init(dir: &Path) -> Result<Child> {
             .context("starting init")
     };
     thread::scope(|scope| scope.spawn(start).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Gives this process the name of its role, where it would be called `exe`.
+pub(super) fn call_me(role: &std::ffi::CStr) {
+    // Only for who reads a list of processes.
+    let _ = nix::sys::prctl::set_name(role);
 }
 
 /// This very program, though its file may have been replaced by a newer build meanwhile.

@@ -18,6 +18,7 @@ use nix::sys::signal::{SigSet, Signal};
 use super::{
     Up, components,
     record::{Lock, Plan, Record, dir},
+    show,
     supervisor::{KEEP, this_program},
 };
 use crate::{
@@ -163,8 +164,10 @@ fn raise(plan: &Plan) -> Result<End> {
     if interrupted.load(Ordering::Relaxed) && status.success() {
         return Ok(End::Interrupted);
     }
-    if errors.is_empty() {
-        errors.push(format!("the supervisor {status}"));
+    if status.code().is_none() {
+        // It was killed: what it would have removed is removed here.
+        errors.push(format!("its supervisor was killed ({status})"));
+        show::clear(&plan.name)?;
     }
     Ok(End::Failed(errors))
 }
