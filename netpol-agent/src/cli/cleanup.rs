@@ -1,9 +1,21 @@
 //! `cleanup`: removes everything that netpol has put on this machine.
 
-use std::{io::Write as _, path::PathBuf};
+use std::{
+    fs::{self, DirBuilder, File},
+    io::Write as _,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use netpol_common::ABI;
+use nix::{
+    fcntl::Flock,
+    sys::signal::{SigSet, Signal},
+};
 
 use super::{Exit, Output, count, run::PIN};
-use crate::datapath::cleanup;
+use crate::datapath::{Error, cleanup, kernel::Kernel, object::Pins};
 
 /// Arguments of `cleanup`.
 #[derive(Debug, clap::Args)]
@@ -16,6 +28,11 @@ pub(super) struct Args {
     #[arg(long)]
     force: bool,
 
+    /// When everything is gone, stay until a signal comes, and let no agent start meanwhile: for a DaemonSet, which starts
+    /// again what ends.
+    #[arg(long)]
+    wait: bool,
+
     /// How to print.
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     output: Output,
@@ -23,12 +40,85 @@ pub(super) struct Args {
 
 /// From then on nothing is enforced.
 pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
-    let removed = cleanup::cleanup(&args.pin, args.force)?;
+    if !args.wait {
+        print(args, &cleanup::cleanup(&args.pin, args.force)?)?;
+        return Ok(Exit::Ok);
+    }
+    // From before there is anything to lose: who sends a signal early is heard, too.
+    let signals = ending();
+    signals.thread_block().context("blocking signals")?;
+    let hold = loop {
+        print(args, &cleanup::cleanup(&args.pin, args.force)?)?;
+        let hold = Hold::new(&args.pin)?;
+        // An agent may have come and gone before the pins were ours.
+        if hold.as_ref().is_none_or(Hold::is_empty) {
+            break hold;
+        }
+    };
+    let signal = signals.wait().context("waiting for a signal")?;
+    tracing::info!(signal = signal.as_str(), "ended by a signal");
+    if let Some(hold) = hold {
+        hold.end()?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn ending() -> SigSet {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals
+}
+
+/// The place where an agent would pin, taken as an agent takes it: one that starts is refused and says so.
+struct Hold {
+    pins: Pins,
+    root: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Hold {
+    /// `None` where no agent could pin anything.
+    fn new(root: &Path) -> anyhow::Result<Option<Self>> {
+        match Kernel::probe(root) {
+            Err(Error::NoBpffs(_)) => return Ok(None),
+            other => other.map(drop)?,
+        }
+        let pins = Pins::new(root.join(format!("v{ABI}")));
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(pins.root())
+            .with_context(|| format!("creating {}", pins.root().display()))?;
+        let lock = pins.lock()?;
+        Ok(Some(Self {
+            pins,
+            root: root.to_path_buf(),
+            _lock: lock,
+        }))
+    }
+
+    /// Whether nothing was pinned; what can't be read is taken for a pin.
+    fn is_empty(&self) -> bool {
+        fs::read_dir(self.pins.root()).is_ok_and(|mut entries| entries.next().is_none())
+    }
+
+    /// Leaves nothing behind: not the directories that an agent makes before it is refused either.
+    fn end(self) -> anyhow::Result<()> {
+        let place = self.pins.root();
+        fs::remove_dir_all(place).with_context(|| format!("removing {}", place.display()))?;
+        // Somebody else's files in there stay, and so does the directory then.
+        let _not_empty = fs::remove_dir(&self.root);
+        Ok(())
+    }
+}
+
+fn print(args: &Args, removed: &cleanup::Removed) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if args.output == Output::Json {
-        serde_json::to_writer_pretty(&mut out, &removed)?;
+        serde_json::to_writer_pretty(&mut out, removed)?;
         writeln!(out)?;
-    } else if removed == cleanup::Removed::default() {
+    } else if *removed == cleanup::Removed::default() {
         writeln!(out, "nothing of netpol's is below {}", args.pin.display())?;
     } else {
         writeln!(
@@ -40,5 +130,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
             count(removed.files.len(), "file", "files")
         )?;
     }
-    Ok(Exit::Ok)
+    out.flush()?;
+    Ok(())
 }
