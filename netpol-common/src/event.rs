@@ -60,6 +60,50 @@ pub struct DropKey {
 }
 const _: () = assert!(size_of::<DropKey>() == 8);
 
+/// Slots of the `verdicts` array: one for each hook and reason.
+///
+/// A packet is counted where its fate is decided: passed at a way out (the ways in only say who it is from), dropped
+/// anywhere. One that crosses two ways out (a bond and its slave) is counted at both.
+pub mod verdict {
+    use super::hook;
+    use crate::reason;
+
+    const REASON_BITS: u32 = 7;
+    const HOOKS: u32 = 4;
+    /// Number of slots.
+    pub const SLOTS: u32 = HOOKS << REASON_BITS;
+
+    const _: () = {
+        assert!(hook::FROM_POD == 1 && hook::SETTLE as u32 == HOOKS);
+        let mut at = 0;
+        while at < reason::ALL.len() {
+            assert!((reason::ALL[at].0 as u32) < 1 << REASON_BITS);
+            at += 1;
+        }
+    };
+
+    /// The slot of a verdict.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(hook: u8, reason: u8) -> u32 {
+        (hook as u32 - 1) << REASON_BITS | reason as u32 & ((1 << REASON_BITS) - 1)
+    }
+
+    /// Whether packets are counted at this hook for this reason.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_counted(hook: u8, reason: u8) -> bool {
+        reason::is_drop(reason) || matches!(hook, hook::TO_POD | hook::SETTLE)
+    }
+
+    /// Every hook and reason that is counted, in the order of their slots.
+    pub fn all() -> impl Iterator<Item = (u8, u8)> {
+        (hook::FROM_POD..=hook::SETTLE)
+            .flat_map(|hook| reason::ALL.iter().map(move |(reason, _)| (hook, *reason)))
+            .filter(|(hook, reason)| is_counted(*hook, *reason))
+    }
+}
+
 /// A per-CPU counter.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,6 +114,17 @@ pub struct Count {
     pub bytes: u64,
 }
 const _: () = assert!(size_of::<Count>() == 16);
+
+impl Count {
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
 
 /// Names of the pinned maps.
 pub mod maps {
@@ -113,12 +168,14 @@ pub mod maps {
     pub const QUOTAS: &str = "quotas";
     /// Per CPU: `event::DropKey` → `event::Count`.
     pub const DROPS: &str = "drops";
+    /// Per CPU: `verdict::slot` → `event::Count`.
+    pub const VERDICTS: &str = "verdicts";
     /// Ring buffer of `event::Event`.
     pub const EVENTS: &str = "events";
 
     /// Every pinned map.
     pub const ALL: &[&str] = &[
         STATE, CONFIG, PODS, IFACES, DOORS, LOCAL4, LOCAL6, HOSTS4, HOSTS6, NETS4, NETS6, CELLS, PORTS,
-        FLOWS4, FLOWS6, OPENING4, OPENING6, FRAGS, QUOTAS, DROPS, EVENTS,
+        FLOWS4, FLOWS6, OPENING4, OPENING6, FRAGS, QUOTAS, DROPS, VERDICTS, EVENTS,
     ];
 }

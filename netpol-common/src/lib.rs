@@ -15,7 +15,7 @@ pub mod reason;
 pub mod tables;
 
 /// Version of everything in this crate; part of the pin path (`/sys/fs/bpf/netpol/v{ABI}`).
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// IP protocol numbers that have ports in a NetworkPolicy.
 pub mod proto {

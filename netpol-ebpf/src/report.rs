@@ -1,7 +1,7 @@
-//! Counts drops and tells user space about verdicts, when somebody listens.
+//! Counts verdicts and tells user space about verdicts, when somebody listens.
 
 use netpol_common::{
-    event::{DropKey, Event},
+    event::{DropKey, Event, verdict},
     pod::state::{FLAG_EVENTS, FLAG_EVENTS_ALL},
     reason::{self, is_drop},
 };
@@ -37,10 +37,14 @@ impl Decision {
     }
 }
 
-/// Reports and gives the program's answer: whether to drop.
+/// Counts, reports and gives the program's answer: whether to drop. Called once a run.
 #[inline(always)]
 pub fn conclude<S: Skb>(skb: &S, hook: u8, flags: u64, packet: &Packet, decision: &Decision) -> bool {
-    let drop = is_drop(decision.ruling.reason);
+    let reason = decision.ruling.reason;
+    let drop = is_drop(reason);
+    if verdict::is_counted(hook, reason) {
+        maps::count_verdict(hook, reason, skb.len());
+    }
     if drop || flags & FLAG_EVENTS_ALL != 0 {
         report(skb, hook, flags, packet, decision);
     }

@@ -2,7 +2,7 @@
 
 use aya::maps::MapType;
 use netpol_common::{
-    event::{Count, DropKey, Event, maps},
+    event::{Count, DropKey, Event, maps, verdict},
     flow::{Flow, Frag, FragKey, Key4, Key6, Quota},
     pod::{Config, Pod, door, state},
     tables::{Cell, CellKey, PortsChunk, PortsKey},
@@ -137,6 +137,13 @@ pub(crate) const SHAPES: &[Shape] = &[
         MapType::PerCpuHash,
         size_of::<DropKey>(),
         size_of::<Count>(),
+    ),
+    fixed(
+        maps::VERDICTS,
+        MapType::PerCpuArray,
+        U32,
+        size_of::<Count>(),
+        verdict::SLOTS,
     ),
     sized(maps::EVENTS, MapType::RingBuf, 0, 0),
 ];

@@ -11,6 +11,7 @@ mod binder;
 pub mod cleanup;
 pub mod cni;
 pub mod conntrack;
+mod counters;
 pub mod devices;
 pub mod error;
 mod grace;
@@ -29,5 +30,6 @@ pub mod wakeups;
 mod words;
 
 pub use binder::LocalPod;
+pub use counters::{Fill, PodDrops};
 pub use error::{Error, Result};
 pub use node::{Datapath, Guard, Options, UnknownPods};

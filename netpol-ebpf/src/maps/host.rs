@@ -42,6 +42,8 @@ pub struct World {
     pub frags: HashMap<FragKey, Frag>,
     pub quotas: HashMap<u32, Box<Quota>>,
     pub drops: BTreeMap<DropKey, Count>,
+    /// (hook, reason) → count
+    pub verdicts: BTreeMap<(u8, u8), Count>,
     pub events: Vec<Event>,
     pub jiffies: u64,
 }
@@ -222,6 +224,15 @@ pub fn quota(index: u32) -> Option<*mut Quota> {
 pub fn count_drop(key: &DropKey, bytes: u32) {
     world(|w| {
         let count = w.drops.entry(*key).or_default();
+        count.packets += 1;
+        count.bytes += u64::from(bytes);
+    });
+}
+
+/// See `kernel::count_verdict`.
+pub fn count_verdict(hook: u8, reason: u8, bytes: u32) {
+    world(|w| {
+        let count = w.verdicts.entry((hook, reason)).or_default();
         count.packets += 1;
         count.bytes += u64::from(bytes);
     });

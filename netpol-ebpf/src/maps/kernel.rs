@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie::Key},
 };
 use netpol_common::{
-    event::{Count, DropKey, Event},
+    event::{Count, DropKey, Event, verdict},
     flow::{Flow, Frag, FragKey, Key4, Key6, Quota},
     pod::{self, Config, Pod, door},
     tables::{Cell, CellKey, PortsChunk, PortsKey},
@@ -57,6 +57,8 @@ static QUOTAS: Array<Quota> = Array::with_max_entries(capacity::PODS, 0);
 #[map(name = "drops")]
 static DROPS: PerCpuHashMap<DropKey, Count> =
     PerCpuHashMap::with_max_entries(capacity::DROPS, BPF_F_NO_PREALLOC);
+#[map(name = "verdicts")]
+static VERDICTS: PerCpuArray<Count> = PerCpuArray::with_max_entries(verdict::SLOTS, 0);
 #[map(name = "events")]
 static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENTS, 0);
 /// The event budget of this CPU: second and events sent in it. Not pinned: it means nothing to a successor.
@@ -243,6 +245,18 @@ pub fn count_drop(key: &DropKey, bytes: u32) {
                 bytes: bytes.into(),
             };
             let _full_is_uncounted = DROPS.insert(key, first, 0);
+        }
+    }
+}
+
+/// Counts a verdict.
+#[inline(always)]
+pub fn count_verdict(hook: u8, reason: u8, bytes: u32) {
+    if let Some(count) = VERDICTS.get_ptr_mut(verdict::slot(hook, reason)) {
+        // SAFETY: this CPU's own value.
+        unsafe {
+            (*count).packets += 1;
+            (*count).bytes += u64::from(bytes);
         }
     }
 }

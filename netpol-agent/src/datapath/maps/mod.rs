@@ -1,5 +1,6 @@
 //! The kernel's maps, typed: every read and write of the agent.
 
+mod counters;
 mod pinned;
 mod pods;
 mod tables;
@@ -8,7 +9,7 @@ use std::{collections::BTreeMap, os::fd::AsFd as _};
 
 use aya::{
     Pod as Plainly,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap},
 };
 use netpol_common::{
     event::{Count, DropKey, maps},
@@ -18,7 +19,10 @@ use netpol_common::{
 };
 use netpol_policy::plan::{self, Sizes};
 
-pub(crate) use self::pinned::{drops, epoch, fill, refused};
+pub(crate) use self::{
+    counters::drops,
+    pinned::{epoch, fill, refused},
+};
 use super::{
     abi::{POD_SLOTS, Plain, STATE_WORDS},
     adopt,
@@ -46,6 +50,7 @@ pub(crate) struct Maps {
     opening4: Hash<Plain<Key4>, Plain<Flow>>,
     opening6: Hash<Plain<Key6>, Plain<Flow>>,
     drops: PerCpuHashMap<MapData, Plain<DropKey>, Plain<Count>>,
+    verdicts: PerCpuArray<MapData, Plain<Count>>,
     quotas: Array<MapData, Plain<Quota>>,
     config: Array<MapData, Plain<Config>>,
     state: Words,
@@ -114,6 +119,7 @@ impl Maps {
             opening4: typed(found, maps::OPENING4)?,
             opening6: typed(found, maps::OPENING6)?,
             drops: typed(found, maps::DROPS)?,
+            verdicts: typed(found, maps::VERDICTS)?,
             quotas: typed(found, maps::QUOTAS)?,
             config: typed(found, maps::CONFIG)?,
             state,
@@ -135,7 +141,12 @@ impl Maps {
     }
 
     fn named(&self, name: &'static str) -> (&'static str, u32) {
-        (name, self.capacity.get(name).copied().unwrap_or(0))
+        (name, self.capacity(name))
+    }
+
+    /// `max_entries` of a map.
+    pub(crate) fn capacity(&self, name: &str) -> u32 {
+        self.capacity.get(name).copied().unwrap_or(0)
     }
 
     /// The policy epoch.

@@ -1,7 +1,5 @@
 //! What `status` reads of a pinned map, whether or not an agent runs.
 
-use std::collections::BTreeMap;
-
 use aya::{
     Pod as Plainly,
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuHashMap},
@@ -24,24 +22,6 @@ pub(crate) fn epoch(map: Map) -> Result<u64> {
     state
         .and_then(|state| state.get(&state::EPOCH, 0))
         .map_err(Error::map(maps::STATE, "reading", STATE_WORDS))
-}
-
-/// Drop counters, summed over CPUs.
-pub(crate) fn drops(map: Map) -> Result<BTreeMap<DropKey, Count>> {
-    let failed = |error| Error::map(maps::DROPS, "reading", 0)(error);
-    let map: PerCpuHashMap<MapData, Plain<DropKey>, Plain<Count>> = map.try_into().map_err(failed)?;
-    map.iter()
-        .map(|entry| {
-            entry.map(|(key, counts)| {
-                let sum = counts.iter().fold(Count::default(), |sum, count| Count {
-                    packets: sum.packets + count.0.packets,
-                    bytes: sum.bytes + count.0.bytes,
-                });
-                (key.0, sum)
-            })
-        })
-        .collect::<Result<_, _>>()
-        .map_err(failed)
 }
 
 /// Openings that were not recorded because their pod had used up its quota: pod's index and how many, where there are any.
