@@ -193,7 +193,7 @@ impl Agent {
         announcements: Wakeups<Announcements>,
         mut signals: Signals,
     ) -> anyhow::Result<()> {
-        let cni = watch_cni(self.datapath.cni_cache());
+        let mut cni = watch_cni(self.datapath.cni_cache());
         self.start();
         if self.config.once {
             return self.outcome();
@@ -225,6 +225,10 @@ impl Agent {
             }
             let woke = Instant::now();
             self.shared.alive();
+            if cni.is_none() {
+                // The runtime makes the directory with a node's first pod.
+                cni = watch_cni(self.datapath.cni_cache());
+            }
             // What woke us at once may have been waiting since we were busy: say rather too long than too short.
             let announced = if woke - idle < Duration::from_millis(1) {
                 begun
@@ -329,6 +333,7 @@ impl Agent {
     /// Tells what is wrong with the source now and was not before.
     fn note(&mut self, mut problems: Vec<Problem>) {
         problems.extend(unknown_node(&self.config.node, &self.snapshot));
+        problems.extend(no_results(self.datapath.cni_cache(), self.datapath.unbound()));
         problems.extend(self.effects.0.iter().cloned());
         if problems == self.problems {
             return;
@@ -518,6 +523,26 @@ impl Agent {
         }
         Ok(())
     }
+}
+
+/// Without CNI results a pod is told by a route, an alias or its own address, each of which comes later.
+fn no_results(directory: &Path, (pods, devices): (usize, usize)) -> Option<Problem> {
+    if directory.exists() || pods == 0 || devices == 0 {
+        return None;
+    }
+    Some(Problem {
+        file: None,
+        line: None,
+        severity: Severity::Warning,
+        object: Some(format!("CNI results {}", directory.display())),
+        field: None,
+        message: "are not there: a pod's rules are in force only when a route, an alias or its address in the API says whose its \
+                  veth is; until then it gets what --unknown-pods says"
+            .to_owned(),
+        help: "name the runtime's directory with --cni-cache, mounted into the agent's pod; or grant CAP_SYS_ADMIN, so that \
+               pods' own namespaces can be asked"
+            .to_owned(),
+    })
 }
 
 /// A node that nobody names is most probably misspelt: nothing would be enforced.

@@ -137,6 +137,9 @@ pub struct Live {
     pub links: Vec<String>,
     /// Dropped packets, by pod, hook and reason.
     pub drops: Vec<DropReport>,
+    /// Every verdict that was given at all: passed packets at the ways out, dropped ones anywhere.
+    #[serde(default)]
+    pub verdicts: Vec<VerdictReport>,
     /// Pods that opened more at once than their quota: the answers to the rest were not recognised.
     #[serde(default)]
     pub refused: Vec<RefusedReport>,
@@ -149,6 +152,21 @@ pub struct RefusedReport {
     pub pod: u32,
     /// Openings beyond the quota since the pod started.
     pub openings: u32,
+}
+
+/// One verdict's counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictReport {
+    /// Where.
+    pub hook: Hook,
+    /// Why (`netpol_common::reason`).
+    pub reason: String,
+    /// Whether that means dropped.
+    pub dropped: bool,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes from the link layer on.
+    pub bytes: u64,
 }
 
 /// One drop counter.
@@ -248,6 +266,12 @@ impl Live {
             });
             match shape.name {
                 names::STATE => live.epoch = maps::epoch(map)?,
+                names::VERDICTS => {
+                    live.verdicts = maps::verdicts(map)?
+                        .into_iter()
+                        .filter_map(verdict_report)
+                        .collect()
+                }
                 names::DROPS => live.drops = maps::drops(map)?.into_iter().map(drop_report).collect(),
                 names::QUOTAS => {
                     let refused = maps::refused(map)?.into_iter();
@@ -262,16 +286,32 @@ impl Live {
     }
 }
 
+fn hook_of(hook: u8) -> Option<Hook> {
+    match hook {
+        hook::FROM_POD => Some(Hook::FromPod),
+        hook::TO_POD => Some(Hook::ToPod),
+        hook::ARRIVE => Some(Hook::Arrive),
+        hook::SETTLE => Some(Hook::Settle),
+        _ => None,
+    }
+}
+
+/// `None` for what has not happened.
+fn verdict_report(((hook, reason), count): ((u8, u8), Count)) -> Option<VerdictReport> {
+    let hook = hook_of(hook).filter(|_| count.packets > 0)?;
+    Some(VerdictReport {
+        hook,
+        reason: reason::name(reason).to_owned(),
+        dropped: reason::is_drop(reason),
+        packets: count.packets,
+        bytes: count.bytes,
+    })
+}
+
 fn drop_report((key, count): (DropKey, Count)) -> DropReport {
     DropReport {
         pod: key.pod,
-        hook: match key.hook as u8 {
-            hook::FROM_POD => Some(Hook::FromPod),
-            hook::TO_POD => Some(Hook::ToPod),
-            hook::ARRIVE => Some(Hook::Arrive),
-            hook::SETTLE => Some(Hook::Settle),
-            _ => None,
-        },
+        hook: hook_of(key.hook as u8),
         reason: reason::name(key.reason as u8).to_owned(),
         packets: count.packets,
         bytes: count.bytes,

@@ -264,12 +264,56 @@ impl Numbers<'_> {
             "Entries that a map has room for",
             capacity,
         );
+        let verdict = |verdict: &crate::datapath::report::VerdictReport| {
+            let direction = match verdict.hook {
+                Hook::ToPod | Hook::Arrive => "ingress",
+                Hook::FromPod | Hook::Settle => "egress",
+            };
+            let outcome = if verdict.dropped { "dropped" } else { "passed" };
+            vec![
+                ("verdict", outcome.to_owned()),
+                ("direction", direction.to_owned()),
+                ("reason", verdict.reason.clone()),
+                ("program", verdict.hook.program().to_owned()),
+            ]
+        };
+        let help = "Packets by verdict: passed ones at to_pod and settle, dropped ones anywhere";
+        let packets = live.verdicts.iter().map(|found| (verdict(found), found.packets));
+        families.counters("verdict_packets", help, None, packets);
+        let help = "Bytes, from the link layer on, by verdict";
+        let bytes = live.verdicts.iter().map(|found| (verdict(found), found.bytes));
+        families.counters("verdict", help, Some(Unit::Bytes), bytes);
+        families.counters(
+            "pod_dropped_packets",
+            "Packets that were dropped for one pod",
+            None,
+            self.pod_drops(live),
+        );
         families.counters(
             "epoch_changes",
             "How often policy has changed so that flows were judged again",
             None,
             [(Vec::new(), live.epoch)],
         );
+    }
+
+    /// By the pod whose rules decided; what concerns no pod of ours is among the verdicts.
+    fn pod_drops(&self, live: &Live) -> Vec<(Labels, u64)> {
+        let pods = self.report.map(|report| &*report.pods).unwrap_or_default();
+        let label = |drop: &crate::datapath::report::DropReport| {
+            let pod = pods.iter().find(|pod| pod.index == drop.pod && pod.index != 0)?;
+            let (namespace, name) = pod.name.split_once('/')?;
+            Some(vec![
+                ("namespace", namespace.to_owned()),
+                ("pod", name.to_owned()),
+                ("reason", drop.reason.clone()),
+                ("program", drop.hook.map_or("", Hook::program).to_owned()),
+            ])
+        };
+        live.drops
+            .iter()
+            .filter_map(|drop| Some((label(drop)?, drop.packets)))
+            .collect()
     }
 
     fn api(&self, families: &mut Families) {
@@ -359,3 +403,7 @@ impl Numbers<'_> {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;

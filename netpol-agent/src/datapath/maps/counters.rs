@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use aya::maps::{Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use netpol_common::event::{Count, DropKey, maps, verdict};
 
 use super::Maps;
@@ -24,6 +24,23 @@ pub(crate) fn drops(map: Map) -> Result<BTreeMap<DropKey, Count>> {
     read(&map.try_into().map_err(Error::map(maps::DROPS, "reading", 0))?)
 }
 
+/// Verdict counters of a map that status has opened, by hook and reason.
+pub(crate) fn verdicts(map: Map) -> Result<BTreeMap<(u8, u8), Count>> {
+    let failed = |error| Error::map(maps::VERDICTS, "reading", verdict::SLOTS)(error);
+    let map: PerCpuArray<MapData, Plain<Count>> = map.try_into().map_err(failed)?;
+    read_verdicts(&map)
+}
+
+fn read_verdicts(map: &PerCpuArray<MapData, Plain<Count>>) -> Result<BTreeMap<(u8, u8), Count>> {
+    verdict::all()
+        .map(|(hook, reason)| {
+            let counts = map.get(&verdict::slot(hook, reason), 0)?;
+            Ok(((hook, reason), sum(&counts)))
+        })
+        .collect::<Result<_, _>>()
+        .map_err(Error::map(maps::VERDICTS, "reading", verdict::SLOTS))
+}
+
 fn read(map: &Drops) -> Result<BTreeMap<DropKey, Count>> {
     map.iter()
         .map(|entry| entry.map(|(key, counts)| (key.0, sum(&counts))))
@@ -39,13 +56,7 @@ impl Maps {
 
     /// Packets and bytes of every hook and reason that is counted.
     pub(crate) fn verdicts(&self) -> Result<BTreeMap<(u8, u8), Count>> {
-        verdict::all()
-            .map(|(hook, reason)| {
-                let counts = self.verdicts.get(&verdict::slot(hook, reason), 0)?;
-                Ok(((hook, reason), sum(&counts)))
-            })
-            .collect::<Result<_, _>>()
-            .map_err(Error::map(maps::VERDICTS, "reading", verdict::SLOTS))
+        read_verdicts(&self.verdicts)
     }
 
     /// Entries of a map that is small enough to be walked whenever somebody asks; `None` for all others.

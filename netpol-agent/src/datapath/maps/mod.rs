@@ -20,7 +20,7 @@ use netpol_common::{
 use netpol_policy::plan::{self, Sizes};
 
 pub(crate) use self::{
-    counters::drops,
+    counters::{drops, verdicts},
     pinned::{epoch, fill, refused},
 };
 use super::{
