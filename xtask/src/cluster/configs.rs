@@ -11,7 +11,7 @@ use super::{
 /// kubelet's. Block YAML: what begins with a brace it reads as JSON.
 pub(super) fn kubelet(pki: &Path, node: &str, cgroup: &str) -> String {
     let pki = pki.display();
-    // failCgroupV1, cgroupsPerQOS, enforceNodeAllocatable: this machine may have cgroups of version 1, and the nodes share its root.
+    // failCgroupV1, cgroupRoot, enforceNodeAllocatable: this machine may have cgroups of version 1, and the nodes share them.
     // evictionHard: the machine's disk may be fuller than kubelet likes; it is not the nodes' to clean.
     // localStorageCapacityIsolation: needs the root file system's figures, which a namespace can't give.
     format!(
@@ -19,8 +19,7 @@ pub(super) fn kubelet(pki: &Path, node: &str, cgroup: &str) -> String {
 kind: KubeletConfiguration
 failCgroupV1: false
 cgroupDriver: cgroupfs
-cgroupRoot: /{cgroup}/{node}
-cgroupsPerQOS: false
+cgroupRoot: {cgroup}
 enforceNodeAllocatable: []
 authentication:
   anonymous:
@@ -169,7 +168,7 @@ mod tests {
 
     #[test]
     fn kubelet_is_not_read_as_json() {
-        let text = kubelet(Path::new("/pki"), "n1", "netpol-cluster-x");
+        let text = kubelet(Path::new("/pki"), "n1", "/netpol-cluster-x/n1");
         assert!(text.starts_with("apiVersion"));
         assert!(text.contains("cgroupRoot: /netpol-cluster-x/n1\n"));
         assert!(text.contains("tlsCertFile: /pki/n1.crt\n"));

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod builder;
+mod cgroups;
 mod components;
 mod configs;
 mod control;
@@ -27,6 +28,8 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
+
+use crate::preflight::{self, Machine};
 
 /// `cargo xtask cluster`
 #[derive(ClapArgs)]
@@ -182,6 +185,8 @@ fn parse_name(name: &str) -> Result<String, String> {
 
 /// The verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    // Also to look: the directory of a cluster holds keys, and is root's alone.
+    preflight::require(Machine::this().lacks_to_run())?;
     match &args.verb {
         Verb::Up(args) => up::run(args),
         Verb::Down(which) => show::down(&which.name),

@@ -14,13 +14,12 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     Cni, Proxy,
     addresses::{Network, PODS, PODS6, batch},
-    configs,
+    cgroups, configs,
     control::{ranges, server},
     daemon::{Daemon, call_with, environment, write},
     hold::{self, READY},
     pki::Pki,
     record::{NodeRecord, Process, Record},
-    residue,
     supervisor::this_program,
 };
 
@@ -156,7 +155,8 @@ impl<'a> Node<'a> {
         let kubeconfig = self.home.join("kubelet.kubeconfig");
         pki.kubeconfig(&server(network), &name, &kubeconfig)?;
         let config = self.home.join("kubelet.yaml");
-        let cgroup = residue::cgroup(&self.record.name);
+        cgroups::create(&self.record.name, &name)?;
+        let cgroup = cgroups::of_node(&self.record.name, &name);
         write(&config, configs::kubelet(&pki.dir, &name, &cgroup))?;
         let mut kubelet = self.inside("kubelet");
         kubelet

@@ -15,16 +15,14 @@ use nix::{
     unistd::Pid,
 };
 
-use super::record::{BASE, Process, Record, dir};
+use super::{
+    cgroups,
+    record::{BASE, Process, Record, dir},
+};
 use crate::ui;
 
 /// How long processes that were killed may take to end.
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// The cgroup of all containers of a cluster, below the root of every hierarchy.
-pub(super) fn cgroup(name: &str) -> String {
-    format!("netpol-cluster-{name}")
-}
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
 
 /// Removes everything of the cluster `name`; its supervisor is the caller or dead.
 ///
@@ -36,9 +34,7 @@ pub(super) fn remove(name: &str) -> Result<()> {
         end(record.init, Signal::SIGKILL)?;
     }
     remove_link(&format!("npc-{name}"))?;
-    for cgroup in cgroups(&cgroup(name)) {
-        remove_cgroup(&cgroup)?;
-    }
+    cgroups::remove(name)?;
     match fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", dir.display()))
@@ -90,36 +86,4 @@ fn remove_link(link: &str) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The cgroup called `name` in every hierarchy.
-pub(super) fn cgroups(name: &str) -> Vec<PathBuf> {
-    let top = Path::new("/sys/fs/cgroup");
-    let mut found = vec![top.join(name)];
-    for entry in fs::read_dir(top).into_iter().flatten().flatten() {
-        found.push(entry.path().join(name));
-    }
-    found.retain(|path| path.is_dir());
-    found.sort();
-    found
-}
-
-/// Removes a cgroup and those below it; the last processes in it may still be ending.
-fn remove_cgroup(path: &Path) -> Result<()> {
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroup(&entry.path())?;
-        }
-    }
-    let start = Instant::now();
-    loop {
-        match fs::remove_dir(path) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if start.elapsed() > LIMIT => {
-                return Err(error).with_context(|| format!("removing the cgroup {}", path.display()));
-            }
-            Err(_) => thread::sleep(Duration::from_millis(20)),
-        }
-    }
 }

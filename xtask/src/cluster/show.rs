@@ -20,17 +20,13 @@ use super::{
     record::{Lock, NodeRecord, Record, dir},
     residue,
 };
-use crate::{
-    preflight::{self, Machine},
-    ui::say,
-};
+use crate::ui::say;
 
 /// How long a supervisor that ends may take to remove its cluster.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// `cluster down`
 pub(super) fn down(name: &str) -> Result<ExitCode> {
-    preflight::require(Machine::this().lacks_to_run())?;
     let dir = dir(name);
     if !dir.exists() {
         // A cgroup may be left where the directory was removed by hand.

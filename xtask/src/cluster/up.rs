@@ -22,8 +22,7 @@ use super::{
     supervisor::{KEEP, this_program},
 };
 use crate::{
-    preflight::{self, Machine},
-    setup,
+    preflight, setup,
     ui::{path, say, seconds},
 };
 
@@ -47,7 +46,6 @@ const PACKAGES: &[&str] = &[
 /// # Errors
 /// [`preflight::Missing`] where something can't be had.
 pub(super) fn prepare() -> Result<PathBuf> {
-    preflight::require(Machine::this().lacks_to_run())?;
     setup::packages(PACKAGES)?;
     components::ensure()
 }
