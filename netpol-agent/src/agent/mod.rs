@@ -372,6 +372,8 @@ impl Agent {
         let pods = self.local_pods();
         failures.extend(self.datapath.set_pods(pods).err());
         failures.extend(self.datapath.look(closely).err());
+        // Whose device is known by now, and whose rules are in place, does not wait for what other devices need.
+        failures.extend(self.datapath.bind().err());
         // A new device gets its programs at once; until its pod and the pod's rules are known nothing passes.
         failures.extend(self.datapath.attach());
         failures.extend(self.enforce().err());

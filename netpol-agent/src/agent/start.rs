@@ -42,7 +42,6 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         // First: a signal that comes while we write waits until what was begun is in force.
         let mut signals = Signals::listen()?;
         let announcements = Wakeups::devices()?;
-        let datapath = Datapath::open(config.datapath.clone())?;
         let Some(loaded) = wait(&mut source, &mut signals, &shared, config.once).await? else {
             tracing::info!("ending before anything was listed: nothing was changed");
             return Ok(());
@@ -58,6 +57,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             pods = snapshot.pods.len(),
             "everything is listed"
         );
+        // Not before: what is refused until here leaves nothing behind.
+        let datapath = Datapath::open(config.datapath.clone())?;
         Agent::new(config, source, loaded, datapath, shared)
             .run(announcements, signals)
             .await
