@@ -5,6 +5,7 @@
 
 mod check;
 mod cleanup;
+mod config;
 mod explain;
 mod input;
 mod matrix;
@@ -61,6 +62,8 @@ enum Command {
     Explain(explain::Args),
     /// Enforce the policies for the pods of this node.
     Run(run::Args),
+    /// Print what `run` would run with, each value with its origin.
+    Config(config::Args),
     /// Show what is enforced.
     Status(status::Args),
     /// Remove everything that netpol has put on this machine: nothing is enforced any more.
@@ -69,8 +72,9 @@ enum Command {
     Matrix(matrix::Args),
 }
 
-fn dispatch(command: Command) -> anyhow::Result<Exit> {
+fn dispatch(command: Command, effective: &[config::Effective]) -> anyhow::Result<Exit> {
     match command {
+        Command::Config(args) => config::run(args, effective),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Run(args) => run::run(args),
@@ -147,7 +151,20 @@ fn count(count: usize, one: &str, many: &str) -> String {
 /// Parses the arguments and runs the verb; clap itself ends usage errors with exit code 2.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let args: Vec<_> = std::env::args_os().collect();
+    let variables: Vec<_> = std::env::vars_os().collect();
+    let config::Parsed {
+        cli,
+        effective,
+        unread,
+    } = match config::parse(&args, &variables) {
+        Ok(parsed) => parsed,
+        Err(config::Refused::Clap(error)) => error.exit(),
+        Err(config::Refused::Input(error)) => {
+            eprintln!("error: {error}");
+            return Exit::BadInput.into();
+        }
+    };
     if let Err(error) = start_log(&cli) {
         eprintln!(
             "error: --log {}: {error}; help: try `info` or `netpol_agent=debug`",
@@ -155,7 +172,10 @@ pub fn main() -> ExitCode {
         );
         return Exit::BadInput.into();
     }
-    match dispatch(cli.command) {
+    for name in unread {
+        tracing::warn!("the environment has {name}, which is not read");
+    }
+    match dispatch(cli.command, &effective) {
         Ok(exit) => exit.into(),
         Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
         Err(error) => {

@@ -23,13 +23,12 @@ pub(super) const PIN: &str = "/sys/fs/bpf/netpol";
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// A file of settings: YAML, its keys the long names of these flags. Flags and environment outrank it.
+    #[arg(long, env = "NETPOL_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+
     /// A directory of YAML and JSON manifests instead of an API server, read with all its subdirectories.
-    #[arg(
-        long,
-        env = "NETPOL_MANIFESTS",
-        value_name = "DIR",
-        conflicts_with = "kubeconfig"
-    )]
+    #[arg(long, env = "NETPOL_MANIFESTS", value_name = "DIR")]
     manifests: Option<PathBuf>,
 
     /// How to reach the API server from outside of its cluster; without it and --manifests, the cluster that this pod is of.
@@ -37,7 +36,7 @@ pub(super) struct Args {
     kubeconfig: Option<PathBuf>,
 
     /// Which context of the kubeconfig, if not its current one.
-    #[arg(long, env = "NETPOL_CONTEXT", value_name = "NAME", requires = "kubeconfig")]
+    #[arg(long, env = "NETPOL_CONTEXT", value_name = "NAME")]
     context: Option<String>,
 
     /// The node whose pods are enforced here: `spec.nodeName` of its pods.
@@ -49,7 +48,7 @@ pub(super) struct Args {
     listen: Option<SocketAddr>,
 
     /// Remove the taint netpol.io/agent-not-ready from this node once policy is in force on it.
-    #[arg(long, env = "NETPOL_REMOVE_TAINT", conflicts_with = "manifests")]
+    #[arg(long, env = "NETPOL_REMOVE_TAINT")]
     remove_taint: bool,
 
     /// Where to pin maps, programs and links, on a BPF file system. One for each node of a machine.
@@ -152,18 +151,45 @@ fn settings(args: &Args) -> Result<Settings, BadInput> {
 
 /// Runs until a signal ends it.
 pub(super) fn run(args: Args) -> anyhow::Result<Exit> {
+    agent::run(resolve(args)?)?;
+    Ok(Exit::Ok)
+}
+
+/// What the arguments mean.
+///
+/// # Errors
+/// They contradict each other, or name what there is not.
+pub(super) fn resolve(args: Args) -> anyhow::Result<agent::Config> {
+    // Read before the arguments were parsed.
+    let _file = &args.config;
     let capacities: BTreeMap<_, _> = args.map_size.iter().cloned().collect();
     check_capacities(&capacities).map_err(|error| BadInput(format!("--map-size: {error}")))?;
     if args.node.is_empty() || args.node.contains('/') {
         return Err(BadInput(format!("--node `{}` is not the name of a node", args.node)).into());
     }
     let settings = settings(&args)?;
+    if args.manifests.is_some() && args.kubeconfig.is_some() {
+        return Err(BadInput(
+            "--manifests and --kubeconfig are two sources: keep the one that is meant".to_owned(),
+        )
+        .into());
+    }
+    if args.context.is_some() && args.kubeconfig.is_none() {
+        return Err(
+            BadInput("--context chooses from a kubeconfig: name one with --kubeconfig".to_owned()).into(),
+        );
+    }
+    if args.remove_taint && args.manifests.is_some() {
+        return Err(
+            BadInput("--remove-taint needs an API server, and --manifests has none".to_owned()).into(),
+        );
+    }
     let from = match (args.manifests, args.kubeconfig) {
         (Some(directory), _) => From::Manifests(directory),
         (None, Some(file)) => From::Kubernetes(Access::File(file, args.context)),
         (None, None) => From::Kubernetes(Access::InCluster),
     };
-    agent::run(agent::Config {
+    Ok(agent::Config {
         from,
         listen: args.listen,
         remove_taint: args.remove_taint,
@@ -185,6 +211,5 @@ pub(super) fn run(args: Args) -> anyhow::Result<Exit> {
         node: args.node,
         exempt: args.exempt,
         once: args.once,
-    })?;
-    Ok(Exit::Ok)
+    })
 }

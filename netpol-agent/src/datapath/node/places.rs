@@ -155,7 +155,9 @@ impl Datapath {
         places.retain(|(hook, index, _)| !self.attachments.on(*index).contains(hook));
         // No way out enforces before every way in tells who sends. But where only pods' devices are new, one is finished before
         // the next is begun: each attachment waits for an RCU grace period, and nothing passes an unknown pod's device.
-        let only_pods = places.iter().all(|(_, index, _)| matches!(self.roles.get(index), Some(Role::Pod(_))));
+        let only_pods = places
+            .iter()
+            .all(|(_, index, _)| matches!(self.roles.get(index), Some(Role::Pod(_))));
         match only_pods {
             true => places.sort_by_key(|(hook, index, _)| (*index, !hook.is_way_in())),
             false => places.sort_by_key(|(hook, index, _)| (!hook.is_way_in(), *index)),

@@ -77,6 +77,26 @@ pub fn objects(dir: &Path) -> Result<Vec<(PathBuf, Node)>, LoadError> {
     Ok(objects)
 }
 
+/// The one document of `text`; `None` where it is empty. An error is a line and what is wrong there.
+pub(crate) fn one(text: &str) -> Result<Option<Node>, (Option<u32>, String)> {
+    let (mut found, mut broken) = (Vec::new(), None);
+    yaml::documents(text, &mut Interner::default(), |item, _| match item {
+        yaml::Item::Document(node) | yaml::Item::List(node) | yaml::Item::Element(node) => found.push(node),
+        yaml::Item::Broken(syntax) => drop(broken.get_or_insert((
+            syntax.line.map(Into::into),
+            format!("{}; help: {}", syntax.message, syntax.help),
+        ))),
+    });
+    match (broken, found.len()) {
+        (Some(broken), _) => Err(broken),
+        (None, 0 | 1) => Ok(found.pop()),
+        (None, _) => Err((
+            found[1].line.map(Into::into),
+            "a second document; help: keep one".to_owned(),
+        )),
+    }
+}
+
 fn flatten(path: &Path, node: Node, objects: &mut Vec<(PathBuf, Node)>) {
     let kind = node.field("kind").and_then(|kind| kind.value.text());
     match node.field("items").map(|items| &items.value) {
