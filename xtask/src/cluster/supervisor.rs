@@ -203,6 +203,10 @@ fn follow(mut child: Child, leash: &Leash, record: &Record) -> Result<()> {
     if asked {
         return Ok(());
     }
+    if status.code() == Some(1) {
+        // The builder has said why.
+        bail!("everything that was started is ended");
+    }
     bail!("the cluster {} ended: its init {status}", record.name)
 }
 

@@ -65,10 +65,11 @@ pub(super) fn run(args: &Up) -> Result<ExitCode> {
     match raise(&plan)? {
         End::Ready => {
             let took = seconds(start.elapsed());
-            say(
-                "cluster",
-                &format!("{name} is up after {took}: {} nodes ready", args.options.nodes),
-            );
+            let nodes = match args.options.nodes {
+                1 => "its node is ready".to_owned(),
+                nodes => format!("its {nodes} nodes are ready"),
+            };
+            say("cluster", &format!("{name} is up after {took}: {nodes}"));
             let record = Record::read(&dir(name))?;
             say("kubeconfig", &record.kubeconfig.display().to_string());
             Ok(ExitCode::SUCCESS)
