@@ -105,13 +105,16 @@ impl Failure {
     }
 }
 
-/// The innermost cause says most: `connection refused`.
+/// Every cause once, the innermost last: `connection refused`.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut texts = vec![error.to_string()];
     let mut cause = error.source();
     while let Some(error) = cause {
         let text = error.to_string();
-        if texts.last() != Some(&text) {
+        // Wrappers repeat what they wrap.
+        if let Some(outer) = texts.last_mut().filter(|outer| outer.contains(&text)) {
+            *outer = text;
+        } else {
             texts.push(text);
         }
         cause = error.source();

@@ -64,8 +64,8 @@ impl Status {
 #[derive(Debug)]
 struct Inner {
     status: Status,
-    /// When the log last said that something fails, and what.
-    said: BTreeMap<&'static str, (SystemTime, String)>,
+    /// When the log last said that a watch fails, and for what kind of reason.
+    said: BTreeMap<&'static str, (SystemTime, &'static str)>,
 }
 
 /// Shared between the watches, the HTTP client and whoever asks.
@@ -145,11 +145,11 @@ impl Health {
             true => "what is in force stays; changes are not seen until it answers",
             false => "nothing is changed in the kernel before everything was listed once",
         };
-        let due = inner.said.get(plural).is_none_or(|(then, text)| {
-            text != what || now.duration_since(*then).is_ok_and(|past| past >= REMIND)
+        let due = inner.said.get(plural).is_none_or(|(then, said)| {
+            *said != kind || now.duration_since(*then).is_ok_and(|past| past >= REMIND)
         });
         if due {
-            inner.said.insert(plural, (now, what.to_owned()));
+            inner.said.insert(plural, (now, kind));
             let ago = now.duration_since(since).unwrap_or_default().as_secs();
             drop(inner);
             tracing::warn!(since_seconds = ago, "{what}; {in_force}");
