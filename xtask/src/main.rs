@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod deploy;
 mod docs;
 mod ebpf;
 mod image;
@@ -45,6 +46,9 @@ enum Verb {
     Bench(bench::Args),
     /// Pack the agent as a container image, without a container engine: target/image/netpol-agent-VERSION-ARCH.tar.
     Image(image::Args),
+    /// Render the plain manifest, the kustomizations and the Helm chart, and compare them.
+    #[command(hide = true)]
+    DeployCheck(deploy::Args),
     /// Build the eBPF object alone: target/bpf/netpol.o.
     #[command(hide = true)]
     Ebpf(ebpf::Args),
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => sandbox::demo(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Image(args) => image::run(&args),
+        Verb::DeployCheck(args) => deploy::run(&args),
         Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
     };
