@@ -43,7 +43,7 @@ const SAME: &[(Kustomization, &[&str])] = &[
         &[
             "unknownPods=allow",
             r"log.level=info\,netpol_agent=debug",
-            r"nodeSelector.netpol\.io/enforce=true",
+            r"text:nodeSelector.netpol\.io/enforce=true",
         ],
     ),
     (

@@ -20,6 +20,9 @@ const PACKAGES: &[&str] = &["helm.sh/helm/v3/cmd/helm", "sigs.k8s.io/kustomize/k
 const KUBERNETES: &str = "1.30.0";
 const FLAGS: &[&str] = &["-buildvcs=false", "-trimpath", "-ldflags=-s -w"];
 
+/// Before a value that is a text, whatever it looks like.
+const TEXT: &str = "text:";
+
 /// Where the programs are.
 #[derive(Debug)]
 pub(super) struct Renderers(PathBuf);
@@ -42,14 +45,17 @@ impl Renderers {
         output(Command::new(self.0.join("kustomize")).arg("build").arg(dir))
     }
 
-    /// `helm template` of the chart with values as for `--set`.
+    /// `helm template` of the chart with values as for `--set`, or after [`TEXT`] as for `--set-string`.
     pub(super) fn helm(&self, values: &[&str]) -> Result<String> {
         let mut helm = Command::new(self.0.join("helm"));
         helm.args(["template", "netpol"])
             .arg(root().join("deploy/helm/netpol"))
             .args(["--namespace", "netpol-system", "--kube-version", KUBERNETES]);
         for value in values {
-            helm.args(["--set", value]);
+            match value.strip_prefix(TEXT) {
+                Some(value) => helm.args(["--set-string", value]),
+                None => helm.args(["--set", value]),
+            };
         }
         output(&mut helm)
     }
