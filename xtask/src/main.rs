@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod cluster;
+mod deploy;
 mod docs;
 mod ebpf;
 mod image;
@@ -48,6 +49,9 @@ enum Verb {
     Bench(bench::Args),
     /// Pack the agent as a container image, without a container engine: target/image/netpol-agent-VERSION-ARCH.tar.
     Image(image::Args),
+    /// Render the plain manifest, the kustomizations and the Helm chart, and compare them.
+    #[command(hide = true)]
+    DeployCheck(deploy::Args),
     /// Build the eBPF object alone: target/bpf/netpol.o.
     #[command(hide = true)]
     Ebpf(ebpf::Args),
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         Verb::Cluster(args) => cluster::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Image(args) => image::run(&args),
+        Verb::DeployCheck(args) => deploy::run(&args),
         Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
     };

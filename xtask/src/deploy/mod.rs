@@ -1,0 +1,216 @@
+//! `cargo xtask deploy-check`: the plain manifest, the kustomize bases and the Helm chart say the same.
+
+mod compare;
+mod renderers;
+mod yaml;
+
+use std::{fs, path::Path, process::ExitCode};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use self::{
+    compare::{Objects, differences, objects},
+    renderers::Renderers,
+};
+use crate::ui::{root, say};
+
+/// `cargo xtask deploy-check`
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+/// A kustomization, and the values by which the chart renders the same.
+const SAME: &[(Kustomization, &[&str])] = &[
+    (Kustomization::At("base"), &[]),
+    (Kustomization::At("cleanup"), &["cleanup.enabled=true"]),
+    (
+        Kustomization::At("overlays/kind"),
+        &[
+            "pin=/sys/fs/bpf/netpol-$(NETPOL_NODE)",
+            "resources.requests.cpu=10m",
+            "resources.requests.memory=64Mi",
+        ],
+    ),
+    (
+        Kustomization::At("overlays/kind/cleanup"),
+        &["cleanup.enabled=true", "pin=/sys/fs/bpf/netpol-$(NETPOL_NODE)"],
+    ),
+    (
+        Kustomization::At("overlays/k3s"),
+        &["apiServer.host=127.0.0.1", "apiServer.port=6444"],
+    ),
+    (
+        Kustomization::At("overlays/audit"),
+        &[
+            "unknownPods=allow",
+            r"log.level=info\,netpol_agent=debug",
+            r"text:nodeSelector.netpol\.io/enforce=true",
+        ],
+    ),
+    (
+        Kustomization::With("start-up-taint"),
+        &["startUpTaint.remove=true"],
+    ),
+    (Kustomization::With("sys-admin"), &["readPodNamespaces=true"]),
+];
+
+/// Values that the chart's schema must refuse, and what the refusal must name.
+const REFUSED: &[(&str, &str)] = &[
+    ("imagee.tag=1", "imagee"),
+    ("image.tag=a b", "/image/tag"),
+    ("image.digest=sha256:1", "/image/digest"),
+    ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
+    ("listen.port=0", "/listen/port"),
+    ("listen.port=65536", "/listen/port"),
+    ("listen.address=::", "/listen/address"),
+    ("unknownPods=maybe", "/unknownPods"),
+    ("startUpTaint.remove=perhaps", "/startUpTaint/remove"),
+    ("extraCapabilities={ALL}", "/extraCapabilities/0"),
+    ("paths.cni=relative", "/paths/cni"),
+    ("pin=/sys/fs/bpf/net.pol", "/pin"),
+    ("maxUnavailable=0", "/maxUnavailable"),
+    ("maxUnavailable=101%", "/maxUnavailable"),
+    ("resources.limits.memory=much", "/resources/limits/memory"),
+    ("resources.limit.memory=1Gi", "limit"),
+    ("appArmor=Localhost", "/appArmor"),
+    ("cleanup.enabled=1", "/cleanup/enabled"),
+];
+
+/// Where a kustomization is.
+#[derive(Clone, Copy, Debug)]
+enum Kustomization {
+    /// A directory below `deploy/kustomize`.
+    At(&'static str),
+    /// The base with a component.
+    With(&'static str),
+}
+
+/// The verb.
+pub(crate) fn run(_: &Args) -> Result<ExitCode> {
+    let renderers = Renderers::ensure()?;
+    let mut faults = plain(&renderers)?;
+    for (kustomization, values) in SAME {
+        faults.extend(same(&renderers, *kustomization, values)?);
+    }
+    renderers.lint()?;
+    faults.extend(refusals(&renderers));
+    faults.extend(versions()?);
+    if !faults.is_empty() {
+        bail!("deploy/ does not agree with itself:\n  {}", faults.join("\n  "));
+    }
+    say(
+        "deploy",
+        &format!(
+            "the plain files, {} kustomizations and the chart render the same; {} wrong values are refused",
+            SAME.len(),
+            REFUSED.len()
+        ),
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The plain files against the kustomizations that have them in parts.
+fn plain(renderers: &Renderers) -> Result<Vec<String>> {
+    let mut faults = Vec::new();
+    for (file, dir) in [("netpol.yaml", "base"), ("cleanup.yaml", "cleanup")] {
+        let path = root().join("deploy").join(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let plain = rendered(&text).with_context(|| format!("reading deploy/{file}"))?;
+        ensure!(!plain.is_empty(), "deploy/{file} has no objects");
+        let built = kustomize(renderers, Kustomization::At(dir))?;
+        faults.extend(differences((file, &plain), (dir, &built)));
+    }
+    Ok(faults)
+}
+
+/// A kustomization against the chart.
+fn same(renderers: &Renderers, kustomization: Kustomization, values: &[&str]) -> Result<Vec<String>> {
+    let mut built = kustomize(renderers, kustomization)?;
+    let mut chart = rendered(&renderers.helm(values)?)?;
+    let name = format!("{kustomization:?}");
+    let shown = format!("the chart with {values:?}");
+    if values.contains(&"cleanup.enabled=true") {
+        // An upgrade keeps the account and its role; the uninstall takes them.
+        let before = chart.len();
+        chart.retain(|id, _| id.starts_with("DaemonSet "));
+        ensure!(before == 4, "{shown} has {before} objects, not 4");
+        return Ok(differences((&name, &built), (&shown, &chart)));
+    }
+    // Helm makes the namespace by --create-namespace, and the chart only where it is asked to.
+    let namespace = "Namespace /netpol-system";
+    if let Some(object) = built.remove(namespace) {
+        let asked = rendered(&renderers.helm(&["namespace.create=true"])?)?;
+        let ours = Objects::from([(namespace.to_owned(), object)]);
+        let theirs: Objects = asked.into_iter().filter(|(id, _)| id == namespace).collect();
+        let mut faults = differences((&name, &ours), ("the chart with namespace.create", &theirs));
+        faults.extend(differences((&name, &built), (&shown, &chart)));
+        return Ok(faults);
+    }
+    bail!("{name} has no namespace")
+}
+
+fn kustomize(renderers: &Renderers, kustomization: Kustomization) -> Result<Objects> {
+    let all = root().join("deploy/kustomize");
+    let text = match kustomization {
+        Kustomization::At(dir) => renderers.kustomize(&all.join(dir))?,
+        Kustomization::With(component) => {
+            // Beside the sources, as a kustomization names its parts by relative paths.
+            let dir = root().join("target/deploy-check").join(component);
+            fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+            let up = Path::new("../../../deploy/kustomize");
+            let file = format!(
+                "resources: [{0}/base]\ncomponents: [{0}/components/{component}]\n",
+                up.display()
+            );
+            fs::write(dir.join("kustomization.yaml"), file).context("writing a kustomization")?;
+            renderers.kustomize(&dir)?
+        }
+    };
+    rendered(&text)
+}
+
+fn rendered(text: &str) -> Result<Objects> {
+    objects(yaml::documents(text)?)
+}
+
+/// The wrong values that the chart takes, or refuses without a name.
+fn refusals(renderers: &Renderers) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (value, name) in REFUSED {
+        match renderers.helm(&[value]) {
+            Ok(_) => faults.push(format!("the chart takes the value {value}")),
+            Err(error) if !said(&error.to_string(), name) => {
+                faults.push(format!(
+                    "what the chart says of {value} does not name {name}: {error:#}"
+                ));
+            }
+            Err(_) => {}
+        }
+    }
+    faults
+}
+
+/// Whether a refusal speaks of the value, in the words of one Helm or another: `/a/b`, `a.b`.
+fn said(text: &str, name: &str) -> bool {
+    // Not in the command, which repeats what was set.
+    let text = text.split_once('\n').map_or("", |(_, rest)| rest);
+    text.contains(name) || text.contains(&name.trim_start_matches('/').replace('/', "."))
+}
+
+/// The plain files name the image of this version.
+fn versions() -> Result<Vec<String>> {
+    let mut faults = Vec::new();
+    let wanted = format!("netpol/netpol-agent:{}", env!("CARGO_PKG_VERSION"));
+    for file in ["netpol.yaml", "cleanup.yaml"] {
+        let text = fs::read_to_string(root().join("deploy").join(file))
+            .with_context(|| format!("reading deploy/{file}"))?;
+        let images = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("image: "));
+        faults.extend(
+            images
+                .filter(|image| *image != wanted)
+                .map(|image| format!("deploy/{file} names {image}, this is {wanted}")),
+        );
+    }
+    Ok(faults)
+}
