@@ -168,12 +168,15 @@ fn until<T>(
 ) -> Result<T> {
     let start = Instant::now();
     loop {
-        if let Some(done) = done(nodes)? {
+        // An API server under load may refuse a question: asked again, and told only if there is never an answer.
+        let answer = done(nodes);
+        if let Ok(Some(done)) = answer {
             return Ok(done);
         }
         let all = nodes.iter_mut().flat_map(|node| &mut node.daemons);
         daemons.iter_mut().chain(all).try_for_each(Daemon::check)?;
         if start.elapsed() > LIMIT {
+            answer.with_context(|| format!("waiting for {what}"))?;
             bail!(
                 "waiting for {what} took more than {} s: the logs of kubelet say why",
                 LIMIT.as_secs()
