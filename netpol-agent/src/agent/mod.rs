@@ -76,10 +76,14 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     };
     runtime.block_on(async {
         // First: a signal that comes while we write waits until what was begun is in force.
-        let signals = Signals::listen()?;
+        let mut signals = Signals::listen()?;
         let (loaded, watcher) = Watcher::start(&config.manifests).map_err(bad_input)?;
         let announcements = Wakeups::devices()?;
-        let datapath = Datapath::open(config.datapath.clone())?;
+        let datapath = tokio::select! {
+            opened = Datapath::open_when_free(config.datapath.clone()) => opened?,
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+        };
         Agent::new(config, loaded, datapath)
             .run(watcher, announcements, signals)
             .await
@@ -244,8 +248,13 @@ impl Agent {
         failures.extend(self.datapath.look(closely).err());
         // A new device gets its programs at once; until its pod and the pod's rules are known nothing passes.
         failures.extend(self.datapath.attach());
-        failures.extend(self.enforce().err());
-        failures.extend(self.datapath.bind().err());
+        let rules = self.enforce();
+        let devices = self.datapath.bind();
+        if rules.is_ok() && devices.is_ok() {
+            failures.extend(self.datapath.take_over());
+        }
+        failures.extend(rules.err());
+        failures.extend(devices.err());
         failures.extend(self.datapath.sweep().err());
         self.finish(failures);
     }

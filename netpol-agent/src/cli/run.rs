@@ -1,6 +1,6 @@
 //! `run`: enforces for the pods of one node.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
 use netpol_common::ABI;
@@ -40,6 +40,15 @@ pub(super) struct Args {
     /// Bring the kernel up to date and end; what is attached stays in force.
     #[arg(long)]
     once: bool,
+
+    /// How long to wait for another agent to end that holds the pins, as on an update; 0 refuses at once.
+    #[arg(
+        long,
+        env = "NETPOL_WAIT_FOR_LOCK",
+        value_name = "SECONDS",
+        default_value_t = 60
+    )]
+    wait_for_lock: u64,
 
     /// How to attach programs.
     #[arg(long, env = "NETPOL_ATTACH", value_name = "HOW", default_value = "auto")]
@@ -151,6 +160,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Exit> {
             police_node: args.police_node,
             cni_cache: args.cni_cache,
             outside: args.outside,
+            lock_wait: Duration::from_secs(args.wait_for_lock),
         },
         node: args.node,
         exempt: args.exempt,
