@@ -54,11 +54,18 @@ pub struct DropKey {
     /// The pod whose packet was dropped (the one whose rules decided): index, 0 = none.
     pub pod: u32,
     /// `hook::*`
-    pub hook: u16,
+    pub hook: DropWord,
     /// `reason::*`
-    pub reason: u16,
+    pub reason: DropWord,
 }
-const _: () = assert!(size_of::<DropKey>() == 8);
+const _: () = assert!(size_of::<DropKey>() == 4 + 2 * size_of::<DropWord>());
+
+/// Half of a drop counter's key.
+#[cfg(not(feature = "abi-next"))]
+pub type DropWord = u16;
+/// Half of a drop counter's key.
+#[cfg(feature = "abi-next")]
+pub type DropWord = u32;
 
 /// Slots of the `verdicts` array: one for each hook and reason.
 ///

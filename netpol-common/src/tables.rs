@@ -78,7 +78,7 @@ pub struct Cell {
 const _: () = assert!(size_of::<Cell>() == 32);
 
 /// Every protocol and port is allowed (a rule without ports).
-pub const CELL_ALL: u32 = 1;
+pub const CELL_ALL: u32 = if cfg!(feature = "abi-next") { 2 } else { 1 };
 
 /// Key of 512 ports of a port set.
 #[repr(C)]

@@ -200,6 +200,7 @@ fn status_tells_whether_an_agent_runs() -> Result<()> {
 fn once(cluster: &Cluster, node: &str, pin: &Path, state: &Path, more: &[&str]) -> Result<Output> {
     let mut command = std::process::Command::new(netpol_tests::cluster::binary()?);
     command.args(["run", "--once", "--node", node, "--cni-cache", "/nonexistent"]);
+    command.args(["--wait-for-lock", "1"]);
     command.arg("--manifests").arg(cluster.manifests());
     command.arg("--pin").arg(pin).arg("--state").arg(state).args(more);
     Ok(cluster.node(1).namespace.run(|| command.output())?)
@@ -248,13 +249,11 @@ fn what_is_refused_changes_nothing() -> Result<()> {
 
     shop.cluster.start()?;
     let before = status(shop.cluster.node(1))?.0["agent"].clone();
-    refused(
-        &shop.cluster,
-        &pins,
-        &directory.join("state"),
-        &[],
-        "another netpol-agent holds",
-    )?;
+    let said = format!(
+        "another netpol-agent (process {}, node node-1) holds",
+        before["pid"]
+    );
+    refused(&shop.cluster, &pins, &directory.join("state"), &[], &said)?;
     assert_eq!(status(shop.cluster.node(1))?.0["agent"], before);
     assert_eq!(shop.reach(), [true, false]);
     Ok(())

@@ -1,14 +1,16 @@
 //! `cargo xtask build`: the agent with the eBPF object embedded.
 
 use std::{
+    fs,
     path::PathBuf,
     process::{Command, ExitCode},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
     ebpf, setup,
+    toolchain::Toolchain,
     ui::{path, root, run_quietly, say, seconds},
 };
 
@@ -43,6 +45,39 @@ pub(crate) fn agent(debug: bool) -> Result<PathBuf> {
     let shown = binary.strip_prefix(root()).unwrap_or(&binary);
     say("agent", &format!("{}, {}", shown.display(), seconds(time)));
     Ok(binary)
+}
+
+/// Builds `target/debug/netpol-agent-abi-next`, which tests of upgrades put in the agent's place: the same sources with another
+/// version of the map ABI, around an object of that version. Leaves no agent under the usual name.
+///
+/// # Errors
+/// The compiler's, or a file can't be copied.
+pub(crate) fn next_agent(toolchain: &Toolchain) -> Result<()> {
+    let object = ebpf::next_object(toolchain)?;
+    let mut cargo = cargo("build");
+    cargo
+        .args([
+            "--package",
+            "netpol-agent",
+            "--bin",
+            "netpol-agent",
+            "--features",
+            "abi-next",
+        ])
+        .env("NETPOL_EBPF_OBJECT", object);
+    let time = run_quietly("agent of the next ABI", &mut cargo)?;
+    let built = agent_path(true);
+    let binary = built.with_file_name("netpol-agent-abi-next");
+    // A binary that runs can't be written to, but replaced.
+    let half = built.with_file_name("netpol-agent-abi-next.new");
+    fs::copy(&built, &half).with_context(|| format!("copying {}", built.display()))?;
+    fs::rename(&half, &binary).with_context(|| format!("writing {}", binary.display()))?;
+    let shown = binary.strip_prefix(root()).unwrap_or(&binary);
+    say(
+        "agent of the next ABI",
+        &format!("{}, {}", shown.display(), seconds(time)),
+    );
+    Ok(())
 }
 
 /// Where [`agent`] leaves the binary.

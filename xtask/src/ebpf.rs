@@ -63,6 +63,14 @@ pub(crate) fn object_for_old_test_runs(toolchain: &Toolchain) -> Result<PathBuf>
     build(toolchain, "netpol", &["ingress-in-priority"], ARCH)
 }
 
+/// Builds `target/bpf/netpol-abi-next.o`, for the agent of [`crate::build::next_agent`].
+///
+/// # Errors
+/// As [`object`].
+pub(crate) fn next_object(toolchain: &Toolchain) -> Result<PathBuf> {
+    build(toolchain, "netpol", &["abi-next"], ARCH)
+}
+
 /// Builds `target/bpf/BIN-FEATURES-ARCH.o`; the file is written only when its content changed, so nothing that embeds it is
 /// rebuilt in vain.
 fn build(toolchain: &Toolchain, bin: &str, features: &[&str], arch: &str) -> Result<PathBuf> {

@@ -140,6 +140,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })?;
     ebpf::object(&toolchain)?;
     if kernel || args.kernels {
+        if layers.contains(&Layer::Netns) {
+            build::next_agent(&toolchain)?;
+        }
         build::agent(true)?;
     }
     let mut sum = Count::default();

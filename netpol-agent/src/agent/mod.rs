@@ -376,8 +376,13 @@ impl Agent {
         failures.extend(self.datapath.bind().err());
         // A new device gets its programs at once; until its pod and the pod's rules are known nothing passes.
         failures.extend(self.datapath.attach());
-        failures.extend(self.enforce().err());
-        failures.extend(self.datapath.bind().err());
+        let rules = self.enforce();
+        let devices = self.datapath.bind();
+        if rules.is_ok() && devices.is_ok() {
+            failures.extend(self.datapath.take_over());
+        }
+        failures.extend(rules.err());
+        failures.extend(devices.err());
         failures.extend(self.datapath.sweep().err());
         self.finish(failures);
     }

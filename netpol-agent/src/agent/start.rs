@@ -58,7 +58,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             "everything is listed"
         );
         // Not before: what is refused until here leaves nothing behind.
-        let datapath = Datapath::open(config.datapath.clone())?;
+        let datapath = tokio::select! {
+            opened = Datapath::open_when_free(config.datapath.clone()) => opened?,
+            () = signals.next() => return Ok(()),
+        };
         Agent::new(config, source, loaded, datapath, shared)
             .run(announcements, signals)
             .await

@@ -1,21 +1,17 @@
 //! `cleanup`: removes everything that netpol has put on this machine.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs,
     io::Write as _,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
 use netpol_common::ABI;
-use nix::{
-    fcntl::Flock,
-    sys::signal::{SigSet, Signal},
-};
+use nix::sys::signal::{SigSet, Signal};
 
 use super::{Exit, Output, count, run::PIN};
-use crate::datapath::{Error, cleanup, kernel::Kernel, object::Pins};
+use crate::datapath::{Error, cleanup, kernel::Kernel, lock::Locks, object::Pins};
 
 /// Arguments of `cleanup`.
 #[derive(Debug, clap::Args)]
@@ -58,7 +54,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let signal = signals.wait().context("waiting for a signal")?;
     tracing::info!(signal = signal.as_str(), "ended by a signal");
     if let Some(hold) = hold {
-        hold.end()?;
+        hold.end();
     }
     Ok(Exit::Ok)
 }
@@ -72,9 +68,8 @@ fn ending() -> SigSet {
 
 /// The place where an agent would pin, taken as an agent takes it: one that starts is refused and says so.
 struct Hold {
-    pins: Pins,
     root: PathBuf,
-    _lock: Flock<File>,
+    _locks: Locks,
 }
 
 impl Hold {
@@ -84,32 +79,22 @@ impl Hold {
             Err(Error::NoBpffs(_)) => return Ok(None),
             other => other.map(drop)?,
         }
-        let pins = Pins::new(root.join(format!("v{ABI}")));
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(pins.root())
-            .with_context(|| format!("creating {}", pins.root().display()))?;
-        let lock = pins.lock()?;
+        let locks = Locks::take(&Pins::new(root.join(format!("v{ABI}"))))?;
         Ok(Some(Self {
-            pins,
             root: root.to_path_buf(),
-            _lock: lock,
+            _locks: locks,
         }))
     }
 
     /// Whether nothing was pinned; what can't be read is taken for a pin.
     fn is_empty(&self) -> bool {
-        fs::read_dir(self.pins.root()).is_ok_and(|mut entries| entries.next().is_none())
+        Pins::versions(&self.root).is_ok_and(|trees| trees.is_empty())
     }
 
-    /// Leaves nothing behind: not the directories that an agent makes before it is refused either.
-    fn end(self) -> anyhow::Result<()> {
-        let place = self.pins.root();
-        fs::remove_dir_all(place).with_context(|| format!("removing {}", place.display()))?;
+    /// Leaves nothing behind: not the directory that an agent makes before it is refused either.
+    fn end(self) {
         // Somebody else's files in there stay, and so does the directory then.
         let _not_empty = fs::remove_dir(&self.root);
-        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! `run`: enforces for the pods of one node.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
 use netpol_common::ABI;
@@ -62,6 +62,15 @@ pub(super) struct Args {
     /// Bring the kernel up to date and end; what is attached stays in force.
     #[arg(long)]
     once: bool,
+
+    /// How long to wait for another agent to end that holds the pins, as on an update; 0 refuses at once.
+    #[arg(
+        long,
+        env = "NETPOL_WAIT_FOR_LOCK",
+        value_name = "SECONDS",
+        default_value_t = 60
+    )]
+    wait_for_lock: u64,
 
     /// How to attach programs.
     #[arg(long, env = "NETPOL_ATTACH", value_name = "HOW", default_value = "auto")]
@@ -207,6 +216,7 @@ pub(super) fn resolve(args: Args) -> anyhow::Result<agent::Config> {
             police_node: args.police_node,
             cni_cache: args.cni_cache,
             outside: args.outside,
+            lock_wait: Duration::from_secs(args.wait_for_lock),
         },
         node: args.node,
         exempt: args.exempt,

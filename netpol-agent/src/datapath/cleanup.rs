@@ -12,8 +12,9 @@ use super::{
     attach,
     error::{Error, Result},
     kernel::Kernel,
+    lock::Locks,
     netlink,
-    object::Pins,
+    pins::{Pins, remove_tree},
 };
 
 /// What was removed.
@@ -41,15 +42,9 @@ pub fn cleanup(root: &Path, force: bool) -> Result<Removed> {
         return Ok(removed);
     }
     Kernel::probe(root)?;
-    let versions: Vec<Pins> = attach::entries(root)?
-        .iter()
-        .filter(|name| {
-            name.strip_prefix('v')
-                .is_some_and(|version| version.parse::<u32>().is_ok())
-        })
-        .map(|name| Pins::new(root.join(name)))
-        .collect();
-    let locks: Vec<_> = versions.iter().map(Pins::lock).collect::<Result<_>>()?;
+    let locks = Locks::all(root)?;
+    Pins::remove_halves(root)?;
+    let versions = Pins::versions(root)?;
     let names: BTreeMap<u32, String> = netlink::look()?
         .devices
         .into_iter()
@@ -93,8 +88,4 @@ fn remove_file(path: &Path) -> Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io(format!("removing {}", path.display()))(error)),
     }
-}
-
-fn remove_tree(root: &Path) -> Result<()> {
-    fs::remove_dir_all(root).map_err(Error::io(format!("removing {}", root.display())))
 }

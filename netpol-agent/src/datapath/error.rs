@@ -77,8 +77,24 @@ pub enum Error {
         source: io::Error,
     },
     /// Another agent runs on the same pins.
-    #[error("another netpol-agent holds {}: stop it first, or give this one its own --pin", .0.display())]
-    Locked(PathBuf),
+    #[error("another netpol-agent{holder} holds {}: stop it first, or give this one its own --pin", .path.display())]
+    Locked {
+        /// What it holds.
+        path: PathBuf,
+        /// Who, as far as its report says.
+        holder: String,
+    },
+    /// Another version's programs can not be replaced without a gap.
+    #[error(
+        "{} is pinned by a version whose `{what}` means something else to its programs than to ours: run `netpol-agent cleanup` (this removes enforcement until the next run)",
+        .path.display()
+    )]
+    Incompatible {
+        /// Its tree.
+        path: PathBuf,
+        /// What differs.
+        what: &'static str,
+    },
     /// The pins belong to devices of another network namespace.
     #[error(
         "{} belongs to the network namespace {theirs}, this is {ours}: use another --pin, or run `netpol-agent cleanup --pin {}` first",

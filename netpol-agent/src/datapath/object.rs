@@ -1,184 +1,27 @@
 //! The eBPF object: loaded with its maps under the pin path, and the pinned maps without it.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, DirBuilder, File},
-    io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink},
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, io, path::Path};
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Map, MapData, MapInfo},
-    programs::SchedClassifier,
-};
-use nix::fcntl::{Flock, FlockArg};
-
+pub use super::pins::Pins;
+pub(crate) use super::pins::{report_file, slots_file};
 use super::{
     abi::{SHAPES, Shape},
     attach::Hook,
     error::{Error, Result},
     kernel,
+    lock::Locks,
+    takeover::{self, Takeover},
+};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData, MapInfo},
+    programs::SchedClassifier,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol.o"));
 
 /// The program that reads the kernel's clock.
 pub(crate) const CLOCK: &str = "clock";
-
-/// Where everything of one node is pinned: `maps/`, `progs/`, `links/` and the marker `netns`.
-#[derive(Clone, Debug)]
-pub struct Pins(PathBuf);
-
-impl Pins {
-    /// Below `root`, which names the ABI's version.
-    #[must_use]
-    pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self(root.into())
-    }
-
-    /// The directory itself.
-    #[must_use]
-    pub fn root(&self) -> &Path {
-        &self.0
-    }
-
-    pub(crate) fn map(&self, name: &str) -> PathBuf {
-        self.0.join("maps").join(name)
-    }
-
-    pub(crate) fn program(&self, name: &str) -> PathBuf {
-        self.0.join("progs").join(name)
-    }
-
-    pub(crate) fn links(&self) -> PathBuf {
-        self.0.join("links")
-    }
-
-    /// Made of a symbolic link, as bpffs has no other files: the namespace that the devices are in.
-    fn namespace(&self) -> PathBuf {
-        self.0.join("netns")
-    }
-
-    /// Makes the directories.
-    fn create(&self) -> Result<()> {
-        let directories = [
-            self.0.clone(),
-            self.0.join("maps"),
-            self.0.join("progs"),
-            self.links(),
-        ];
-        for directory in directories {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&directory)
-                .map_err(Error::io(format!("creating {}", directory.display())))?;
-        }
-        Ok(())
-    }
-
-    /// Takes the pins for this process; the lock ends with the process, however that ends.
-    pub(crate) fn lock(&self) -> Result<Flock<File>> {
-        let directory = File::open(&self.0).map_err(Error::io(format!("opening {}", self.0.display())))?;
-        Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-            nix::errno::Errno::EWOULDBLOCK => Error::Locked(self.0.clone()),
-            errno => Error::io(format!("locking {}", self.0.display()))(errno.into()),
-        })
-    }
-
-    /// Notes in whose network namespace the links are; refuses another's.
-    fn claim_namespace(&self) -> Result<()> {
-        let ours = own_namespace()?;
-        let marker = self.namespace();
-        match fs::read_link(&marker) {
-            Ok(theirs) if theirs == Path::new(&ours) => Ok(()),
-            Ok(theirs) => Err(Error::OtherNamespace {
-                path: self.0.clone(),
-                theirs: theirs.display().to_string(),
-                ours,
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                symlink(&ours, &marker).map_err(Error::io(format!("creating {}", marker.display())))
-            }
-            Err(error) => Err(Error::io(format!("reading {}", marker.display()))(error)),
-        }
-    }
-}
-
-impl Pins {
-    /// Notes where the agent keeps its files: `STEM.json`, `STEM.pods.json`.
-    pub(crate) fn note_files(&self, stem: &Path) -> Result<()> {
-        let marker = self.0.join("state");
-        if fs::read_link(&marker).is_ok_and(|known| known == stem) {
-            return Ok(());
-        }
-        let failed = || Error::io(format!("creating {}", marker.display()));
-        match fs::remove_file(&marker) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed()(error)),
-            _ => {}
-        }
-        symlink(stem, &marker).map_err(failed())
-    }
-
-    /// The report and the slots of the agent that used these pins last; empty where none did.
-    pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
-        let marker = self.0.join("state");
-        match fs::read_link(&marker) {
-            Ok(stem) => Ok(vec![report_file(&stem), slots_file(&stem)]),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(Error::io(format!("reading {}", marker.display()))(error)),
-        }
-    }
-
-    /// The agent's report, if an agent has noted where it writes one.
-    pub fn report(&self) -> Result<Option<PathBuf>> {
-        Ok(self.files()?.into_iter().next())
-    }
-
-    /// Whether the devices are those of the calling thread's network namespace.
-    pub(crate) fn is_here(&self) -> Result<bool> {
-        let ours = own_namespace()?;
-        Ok(fs::read_link(self.namespace()).is_ok_and(|theirs| theirs == Path::new(&ours)))
-    }
-
-    /// Says in whose namespace the devices are.
-    pub(crate) fn other_namespace(&self) -> Result<Error> {
-        let theirs = fs::read_link(self.namespace()).unwrap_or_default();
-        Ok(Error::OtherNamespace {
-            path: self.0.clone(),
-            theirs: theirs.display().to_string(),
-            ours: own_namespace()?,
-        })
-    }
-}
-
-/// `STEM.json`
-pub(crate) fn report_file(stem: &Path) -> PathBuf {
-    with_ending(stem, ".json")
-}
-
-/// `STEM.pods.json`
-pub(crate) fn slots_file(stem: &Path) -> PathBuf {
-    with_ending(stem, ".pods.json")
-}
-
-/// A node's name may hold dots: nothing is replaced.
-fn with_ending(stem: &Path, ending: &str) -> PathBuf {
-    let mut path = stem.as_os_str().to_owned();
-    path.push(ending);
-    path.into()
-}
-
-/// `net:[4026531840]`
-fn own_namespace() -> Result<String> {
-    let path = "/proc/thread-self/ns/net";
-    let inode = fs::metadata(path)
-        .map_err(Error::io(format!("stat {path}")))?
-        .ino();
-    Ok(format!("net:[{inode}]"))
-}
 
 /// Capacities that the administrator chose, by map name.
 pub type Capacities = BTreeMap<String, u32>;
@@ -190,32 +33,62 @@ pub(crate) struct Loaded {
     pub(crate) ebpf: Ebpf,
     pub(crate) maps: BTreeMap<&'static str, Map>,
     pub(crate) capacity: BTreeMap<&'static str, u32>,
-    pub(crate) lock: Flock<File>,
+    pub(crate) locks: Locks,
+    /// Agents of other ABI versions whose place this one takes.
+    pub(crate) takeover: Option<Takeover>,
 }
 
-/// Loads the object: reuses the maps that are pinned, pins the others, loads and pins the programs. Nothing is attached.
+/// Loads the object: reuses the maps that are pinned, those of another ABI version too where they mean the same, pins the
+/// others, loads and pins the programs. Nothing is attached.
 pub(crate) fn load(pins: Pins, capacities: &Capacities) -> Result<Loaded> {
     if OBJECT.is_empty() {
         return Err(Error::NoObject);
     }
     kernel::lift_memlock();
-    let fresh = !pins.root().exists();
-    pins.create()?;
-    let lock = pins.lock()?;
-    let loaded = load_below(&pins, capacities);
+    let fresh = !pins.parent().exists();
+    let mut locks = Locks::take(&pins)?;
+    let loaded = load_locked(&pins, capacities, &mut locks);
     if loaded.is_err() && fresh {
-        // What was refused leaves nothing behind: the lock says that nobody else uses it yet.
+        // What was refused leaves nothing behind: the locks say that nobody else uses it yet.
         let _tidied = fs::remove_dir_all(pins.root());
-        let _not_empty = pins.root().parent().map(fs::remove_dir);
+        let _not_empty = fs::remove_dir(pins.parent());
     }
-    let (ebpf, maps, capacity) = loaded?;
+    let ((ebpf, maps, capacity), takeover) = loaded?;
     Ok(Loaded {
         pins,
         ebpf,
         maps,
         capacity,
-        lock,
+        locks,
+        takeover,
     })
+}
+
+fn load_locked(
+    pins: &Pins,
+    capacities: &Capacities,
+    locks: &mut Locks,
+) -> Result<(Objects, Option<Takeover>)> {
+    let takeover = takeover::find(pins)?;
+    if pins.root().exists() {
+        return Ok((load_below(pins, capacities)?, takeover));
+    }
+    // Built under another name: whoever finds the tree finds all of it.
+    let stage = pins.stage();
+    stage.create()?;
+    locks.add(&stage)?;
+    stage.note_layouts()?;
+    if let Some(takeover) = &takeover {
+        takeover.share(&stage)?;
+    }
+    let objects = load_below(&stage, capacities);
+    if objects.is_err() {
+        let _tidied = fs::remove_dir_all(stage.root());
+    }
+    let objects = objects?;
+    fs::rename(stage.root(), pins.root())
+        .map_err(Error::io(format!("creating {}", pins.root().display())))?;
+    Ok((objects, takeover))
 }
 
 type Objects = (Ebpf, BTreeMap<&'static str, Map>, BTreeMap<&'static str, u32>);
@@ -223,6 +96,7 @@ type Objects = (Ebpf, BTreeMap<&'static str, Map>, BTreeMap<&'static str, u32>);
 /// The object, its maps and their capacities.
 fn load_below(pins: &Pins, capacities: &Capacities) -> Result<Objects> {
     pins.claim_namespace()?;
+    pins.check_layouts()?;
     let capacity_before = check_pinned(pins)?;
     for (name, wanted) in capacities {
         if let Some((name, has)) = capacity_before.get_key_value(name.as_str())
@@ -331,16 +205,19 @@ fn check_pinned(pins: &Pins) -> Result<BTreeMap<&'static str, u32>> {
     Ok(found)
 }
 
-fn check_shape(shape: &Shape, path: &Path, info: &MapInfo) -> Result<()> {
-    let entries = shape.entries;
-    let kind = info.map_type().ok();
-    let same = kind == Some(shape.kind)
+/// Whether a map has the type and sizes that the ABI says.
+pub(crate) fn has_shape(shape: &Shape, info: &MapInfo) -> bool {
+    info.map_type().ok() == Some(shape.kind)
         && info.key_size() as usize == shape.key
         && info.value_size() as usize == shape.value
-        && entries.is_none_or(|entries| info.max_entries() == entries);
-    if same {
+        && shape.entries.is_none_or(|entries| info.max_entries() == entries)
+}
+
+fn check_shape(shape: &Shape, path: &Path, info: &MapInfo) -> Result<()> {
+    if has_shape(shape, info) {
         return Ok(());
     }
+    let (entries, kind) = (shape.entries, info.map_type().ok());
     let text = |kind: String, key: usize, value: usize, entries: Option<u32>| {
         let entries = entries.map_or_else(String::new, |entries| format!(", {entries} entries"));
         format!("type {kind}, {key}-byte keys, {value}-byte values{entries}")

@@ -109,12 +109,12 @@ impl Slots {
     }
 
     /// Reads what [`Self::save`] wrote. `kernel` tells the incarnation that the kernel has for an index: pods for which
-    /// it has another are not who they were. `incarnation` is where to go on at least.
+    /// it has another are not who they were; `None`: it can not be asked, the file is right. `incarnation` is where to go on at least.
     ///
     /// # Errors
     /// The file exists and can not be read. One that is not understood counts as absent: every pod then gets a new
     /// slot, and its flows are judged as new ones.
-    pub fn load(path: &Path, incarnation: u32, kernel: impl Fn(u32) -> u32) -> Result<Self> {
+    pub fn load(path: &Path, incarnation: u32, kernel: impl Fn(u32) -> Option<u32>) -> Result<Self> {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::new(incarnation)),
@@ -130,7 +130,7 @@ impl Slots {
         let pods = saved
             .pods
             .into_iter()
-            .filter(|pod| kernel(pod.index) == pod.incarnation)
+            .filter(|pod| kernel(pod.index).is_none_or(|known| known == pod.incarnation))
             .map(|pod| {
                 let slot = Slot {
                     index: pod.index,
@@ -295,12 +295,12 @@ mod tests {
         let mut slots = Slots::new(1);
         assign(&mut slots, &[("a", "1"), ("b", "2")]);
         slots.save(&path).unwrap();
-        let same = Slots::load(&path, 1, |index| index).unwrap();
-        let rebooted = Slots::load(&path, 40, |index| if index == 2 { 2 } else { 0 }).unwrap();
+        let same = Slots::load(&path, 1, Some).unwrap();
+        let rebooted = Slots::load(&path, 40, |index| Some(if index == 2 { 2 } else { 0 })).unwrap();
         fs::write(&path, "{").unwrap();
-        let broken = Slots::load(&path, 5, |_| 0).unwrap();
+        let broken = Slots::load(&path, 5, |_| Some(0)).unwrap();
         fs::remove_file(&path).unwrap();
-        let absent = Slots::load(&path, 5, |_| 0).unwrap();
+        let absent = Slots::load(&path, 5, |_| Some(0)).unwrap();
         assert_eq!(same, slots);
         assert_eq!(rebooted.iter().collect::<Vec<_>>(), [(&name("b"), slot(2, 2))]);
         assert_eq!(rebooted.incarnation, 40);

@@ -8,7 +8,7 @@ use std::{
 
 use netpol_common::{
     event::{Count, DropKey, hook, maps as names},
-    reason,
+    layout, reason,
 };
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -254,8 +254,11 @@ impl Live {
             links: listed(&pins.root().join("links"))?,
             ..Self::default()
         };
+        let layouts = pins.layouts()?;
         for shape in SHAPES {
-            if !pins.map(shape.name).exists() {
+            // Another version's map is none that we can read where it means something else.
+            let known = layouts.get(shape.name) == Some(&layout::of(shape.name));
+            if !known || !pins.map(shape.name).exists() {
                 continue;
             }
             let (map, capacity) = object::pinned(pins, shape)?;

@@ -35,6 +35,20 @@ pub fn binary() -> Result<PathBuf> {
         .context("there is no netpol-agent to test: build it with `cargo xtask build`, or set NETPOL_AGENT")
 }
 
+/// The agent of the next version of the map ABI, which is beside [`binary`]: `cargo xtask test` builds it.
+///
+/// # Errors
+/// Where there is none.
+pub fn next_binary() -> Result<PathBuf> {
+    let path = binary()?.with_file_name("netpol-agent-abi-next");
+    ensure!(
+        path.is_file(),
+        "there is no {}: run the tests by `cargo xtask test`, which builds it",
+        path.display()
+    );
+    Ok(path)
+}
+
 /// A running agent; killed when dropped.
 #[derive(Debug)]
 pub struct Agent {

@@ -29,7 +29,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use netpol_policy::model::{ObjectName, Pod};
 
-pub use agent::{Agent, binary};
+pub use agent::{Agent, binary, next_binary};
 pub use cast::{manifests, pod};
 pub use drops::Drops;
 pub use node::{Node, PodPlace};

@@ -136,6 +136,17 @@ impl Node {
         Drops::read(&self.status())
     }
 
+    /// Starts another agent beside the one that runs, which is returned and goes on.
+    ///
+    /// # Errors
+    /// Where none runs, or it can not be started.
+    pub fn start_beside(&mut self, manifests: &Path, options: &Options) -> Result<Agent> {
+        let first = self.agent.take();
+        let first = first.with_context(|| format!("no agent runs on {}", self.name))?;
+        self.start(manifests, options)?;
+        Ok(first)
+    }
+
     /// Ends the agent by `signal` and waits for it; what it attached stays.
     ///
     /// # Errors

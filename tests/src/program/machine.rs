@@ -1,14 +1,15 @@
 //! The loaded object, its maps, and single packets through its programs.
 
-use std::{env, path::PathBuf};
+use std::{collections::BTreeMap, env, path::PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, PerCpuHashMap, RingBuf, lpm_trie},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf, lpm_trie},
     programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions},
+    util::nr_cpus,
 };
-use netpol_common::event::{Count, DropKey, Event, maps};
+use netpol_common::event::{Count, DropKey, Event, maps, verdict};
 
 use super::abi::{Abi, Plain};
 
@@ -279,6 +280,39 @@ impl Machine {
         let keys: Vec<_> = hash.keys().collect::<Result<_, _>>()?;
         for key in keys {
             hash.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// What was counted, all CPUs together, by slot; slots without a packet are left out.
+    ///
+    /// # Errors
+    /// Where the map can not be read.
+    pub fn verdicts(&mut self) -> Result<BTreeMap<u32, Count>> {
+        let array = PerCpuArray::<_, Plain<Count>>::try_from(self.map(maps::VERDICTS)?)?;
+        let mut found = BTreeMap::new();
+        for slot in 0..verdict::SLOTS {
+            let counts = array.get(&slot, 0)?;
+            let sum = counts
+                .iter()
+                .fold(Count::default(), |sum, count| sum.plus(count.0));
+            if sum != Count::default() {
+                found.insert(slot, sum);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Sets all counters of verdicts back.
+    ///
+    /// # Errors
+    /// Where they can not be written.
+    pub fn clear_verdicts(&mut self) -> Result<()> {
+        let mut array = PerCpuArray::<_, Plain<Count>>::try_from(self.map(maps::VERDICTS)?)?;
+        let cpus = nr_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))?;
+        for slot in 0..verdict::SLOTS {
+            let zeros = PerCpuValues::try_from(vec![Plain(Count::default()); cpus])?;
+            array.set(slot, zeros, 0)?;
         }
         Ok(())
     }

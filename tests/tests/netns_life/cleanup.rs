@@ -167,6 +167,8 @@ fn refuse_a_second(cluster: &mut Cluster) {
         "--state",
         &state,
         "--once",
+        "--wait-for-lock",
+        "0",
     ];
     for (verb, arguments) in [("run", &second[..]), ("cleanup", &[])] {
         let refused = cluster.node(1).netpol(verb, arguments).unwrap();

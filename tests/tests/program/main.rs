@@ -9,3 +9,4 @@ mod packets;
 mod reasons;
 mod town;
 mod twins;
+mod verdicts;

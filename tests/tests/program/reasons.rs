@@ -15,10 +15,10 @@ use netpol_tests::{
 use crate::town::{SERVER, STRANGER, addresses, index, strict_town, town};
 
 /// A packet (or several, of which the last counts) and the reason of the run that decided.
-struct Case {
-    name: &'static str,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
     reason: u8,
-    run: fn(&mut Lab<'_>) -> Result<Run>,
+    pub(crate) run: fn(&mut Lab<'_>) -> Result<Run>,
 }
 
 /// From one end of the town to another; the deciding run: the way in if that drops, else the way out.
@@ -58,7 +58,7 @@ fn syn(from: &str, to: &str, port: u16) -> Vec<u8> {
     frame(&ip(from, to).tcp(40_000, port, tcp::SYN, b""))
 }
 
-const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case {
         name: "between pods that no policy selects",
         reason: r::NOT_ISOLATED,

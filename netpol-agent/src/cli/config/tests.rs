@@ -26,6 +26,7 @@ const SAMPLES: &[(&str, &[&str], &str)] = &[
     ("map-size", &["flows4=7", "cells=9"], "{flows4: 7, cells: 9}"),
     ("timeout", &["opening=5"], "{opening: 5}"),
     ("quota", &["77"], "77"),
+    ("wait-for-lock", &["9"], "9"),
     ("log", &["debug"], "debug"),
     ("log-format", &["json"], "json"),
 ];

@@ -42,7 +42,8 @@ struct Status {
 /// Exit 0: everything is in force; 1: something is not, be it that the manifests have errors, or no agent runs; 2: nothing
 /// is pinned.
 pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
-    let pins = Pins::new(args.pin.join(format!("v{ABI}")));
+    let pins = Pins::in_force(&args.pin)?;
+    let pins = pins.unwrap_or_else(|| Pins::new(args.pin.join(format!("v{ABI}"))));
     let Some(kernel) = Live::read(&pins)? else {
         let pin = args.pin.display();
         return Err(BadInput(format!(

@@ -7,6 +7,7 @@
 mod clsact;
 mod detach;
 mod hook;
+mod others;
 mod tcx;
 
 use std::{
@@ -51,14 +52,21 @@ pub(crate) struct Attachments {
     mode: Mode,
     links: PathBuf,
     attached: BTreeMap<(u32, Direction), Hook>,
+    /// Where other versions have their links, which are ours to take.
+    others: Vec<PathBuf>,
+    /// What is theirs stays theirs for now.
+    held: bool,
 }
 
 impl Attachments {
-    pub(crate) fn new(pins: &Pins, mode: Mode) -> Self {
+    /// `others`: where other versions have their links; with `held` they are left alone until [`Self::release`].
+    pub(crate) fn new(pins: &Pins, mode: Mode, others: Vec<PathBuf>, held: bool) -> Self {
         Self {
             mode,
             links: pins.links(),
             attached: BTreeMap::new(),
+            others,
+            held,
         }
     }
 
@@ -104,13 +112,16 @@ impl Attachments {
 
     /// Devices that something is pinned for, by this process or an earlier one.
     pub(crate) fn pinned(&self) -> Result<Vec<u32>> {
-        let mut devices: Vec<u32> = entries(&self.links)?
-            .iter()
-            .filter_map(|name| name.split_once('-')?.0.parse().ok())
-            .collect();
-        devices.sort_unstable();
-        devices.dedup();
-        Ok(devices)
+        devices_of(entries(&self.links)?)
+    }
+
+    /// As [`Self::pinned`], with those of other versions.
+    pub(crate) fn pinned_by_any(&self) -> Result<Vec<u32>> {
+        let mut names = entries(&self.links)?;
+        for other in &self.others {
+            names.extend(entries(other)?);
+        }
+        devices_of(names)
     }
 
     /// Puts `hook`'s program on `target`, in the place of whichever of ours is there.
@@ -120,6 +131,9 @@ impl Attachments {
             return Ok(());
         }
         let path = self.path(key);
+        if !self.fetch(&path)? {
+            return Ok(());
+        }
         let program = classifier(ebpf, hook.program())?;
         match self.mode {
             Mode::Tcx => attach_tcx(program, target, hook, &path)?,
@@ -141,6 +155,17 @@ impl Attachments {
     fn path(&self, (index, direction): (u32, Direction)) -> PathBuf {
         self.links.join(format!("{index}-{}", direction.name()))
     }
+}
+
+/// The devices of links, each once.
+fn devices_of(links: Vec<String>) -> Result<Vec<u32>> {
+    let mut devices: Vec<u32> = links
+        .iter()
+        .filter_map(|name| name.split_once('-')?.0.parse().ok())
+        .collect();
+    devices.sort_unstable();
+    devices.dedup();
+    Ok(devices)
 }
 
 /// Names in a directory; none where it does not exist.

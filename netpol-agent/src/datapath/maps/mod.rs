@@ -154,6 +154,11 @@ impl Maps {
         self.state.load(state::EPOCH, 0)
     }
 
+    /// Where the epoch goes on.
+    pub(crate) fn set_epoch(&mut self, epoch: u64) {
+        self.state.store(state::EPOCH, 0, epoch);
+    }
+
     /// Everything that was allowed before is judged again.
     pub(crate) fn move_epoch(&mut self) {
         self.state.store(state::EPOCH, 0, self.epoch() + 1);

@@ -26,11 +26,13 @@ use super::{
     devices::{Role, Seen, tunnels},
     error::{Error, Result},
     kernel::Kernel,
+    lock::Locks,
     maps::Maps,
     object::{self, Capacities, Loaded, Pins, slots_file},
     pods::{Slots, check_writable},
     settings::{self, Settings},
     sweep::Sweeper,
+    takeover::Takeover,
 };
 
 /// What devices get whose pod nobody has named yet.
@@ -63,6 +65,8 @@ pub struct Options {
     pub cni_cache: PathBuf,
     /// Device names that are outside whatever they look like.
     pub outside: Vec<String>,
+    /// How long to wait for another agent to end: [`Datapath::open_when_free`].
+    pub lock_wait: Duration,
 }
 
 /// The loaded object and everything that it stands on.
@@ -76,7 +80,7 @@ pub struct Datapath {
     pub(super) slots: Slots,
     /// The file of slots does not say what `slots` does.
     unsaved: bool,
-    attachments: Attachments,
+    pub(super) attachments: Attachments,
     binder: Binder,
     pub(super) hz: u64,
     /// Devices that an earlier run had attached to: what is behind them was judged until now.
@@ -90,11 +94,11 @@ pub struct Datapath {
     /// Devices of which the kernel knows whose they are, so that the pod's rules are in force on them.
     pub(super) bound: BTreeSet<u32>,
     pub(super) seen: Seen,
-    /// Holds the lock on the pins.
-    _loaded: Lock,
+    /// The other ABI version whose place is about to be taken.
+    pub(super) takeover: Option<Takeover>,
+    /// Held on the pins.
+    _locks: Locks,
 }
-
-type Lock = nix::fcntl::Flock<std::fs::File>;
 
 impl Datapath {
     /// Loads the programs and reads back what an earlier run has pinned; changes nothing that is in force.
@@ -115,23 +119,38 @@ impl Datapath {
             mut ebpf,
             maps: mut found,
             capacity,
-            lock,
+            locks,
+            takeover,
         } = object::load(options.pins.clone(), &options.capacities)?;
-        let maps = Maps::new(&mut found, capacity)?;
+        let mut maps = Maps::new(&mut found, capacity)?;
+        // Tables that no program of another version reads, and that are empty: its slots and its flows go on.
+        let anew = takeover
+            .as_ref()
+            .filter(|takeover| takeover.begins && !takeover.shares_policy);
+        if let Some(takeover) = anew {
+            maps.set_epoch(takeover.epoch()? + 1);
+        }
         let hz = match maps.config()?.hz {
             0 => measure_hz(&mut ebpf)?,
             // Pins do not outlive the kernel that wrote this.
             hz => hz,
         };
-        let slots = Slots::load(&slots_file(&options.files), first_incarnation(), |index| {
-            maps.incarnation(index)
+        let noted = match anew {
+            Some(takeover) => takeover.slots()?,
+            None => slots_file(&options.files),
+        };
+        let slots = Slots::load(&noted, first_incarnation(), |index| {
+            anew.is_none().then(|| maps.incarnation(index))
         })?;
         let actual = read_back(&maps, &slots)?;
-        let attachments = Attachments::new(&pins, mode);
+        let (others, held) = takeover.as_ref().map_or((Vec::new(), false), |takeover| {
+            (takeover.links(), !takeover.shares_policy)
+        });
+        let attachments = Attachments::new(&pins, mode, others, held);
         pins.note_files(&options.files)?;
         Ok(Self {
             binder: Binder::new(options.cni_cache.clone(), options.outside.clone()),
-            watched: attachments.pinned()?.into_iter().collect(),
+            watched: attachments.pinned_by_any()?.into_iter().collect(),
             options,
             kernel,
             mode,
@@ -148,8 +167,35 @@ impl Datapath {
             bound: BTreeSet::new(),
             seen: Seen::default(),
             sweeper: Sweeper::default(),
-            _loaded: lock,
+            takeover,
+            _locks: locks,
         })
+    }
+
+    /// As [`Self::open`]; where another agent holds the pins, waits until it has ended, at most [`Options::lock_wait`].
+    /// May be dropped at any time before it is ready.
+    ///
+    /// # Errors
+    /// Any; [`Error::Locked`] where the other has not ended by then.
+    pub async fn open_when_free(options: Options) -> Result<Self> {
+        const PAUSE: Duration = Duration::from_millis(100);
+        let end = std::time::Instant::now() + options.lock_wait;
+        let mut told = false;
+        loop {
+            match Self::open(options.clone()) {
+                Err(Error::Locked { path, holder }) if std::time::Instant::now() < end => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(
+                            path = %path.display(),
+                            seconds = options.lock_wait.as_secs(),
+                            "another netpol-agent{holder} holds the pins: waiting for it to end"
+                        );
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+                opened => return opened,
+            }
+        }
     }
 
     /// What the kernel's tables hold.
