@@ -1,11 +1,18 @@
 //! `cleanup`, a second agent, and other people's things on the same devices.
 
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use netpol_tests::{
-    cluster::{Cluster, Node, Options},
-    net::Namespace,
+    cluster::{Cluster, Node, Options, binary},
+    net::{Namespace, wait_until},
 };
+use nix::sys::signal::Signal;
 
 use netpol_tests::town::{app, assert_closed, assert_open, ingress, serve, text, town, uplink};
 
@@ -218,4 +225,64 @@ fn cleanup_takes_its_own_qdiscs_with_it() {
     assert!(cluster.node(1).netpol("cleanup", &[]).unwrap().status.success());
     assert_eq!(qdiscs(&cluster).matches("clsact").count(), 0);
     assert_open(&cluster, "b", "a");
+}
+
+/// What the cleaning DaemonSet relies on: it stays, no agent gets in, and a signal ends it without a trace.
+#[test]
+fn a_cleanup_that_waits_keeps_agents_out() {
+    let pods = [app("a", 1, 10), app("b", 1, 11)];
+    let mut cluster = town(1, Options::default(), &pods);
+    cluster.write(&text(&pods, &[ingress("a", &[])])).unwrap();
+    cluster.start().unwrap();
+    let _servers = serve(&cluster, &["a"]);
+    assert_closed(&cluster, "b", "a");
+    let refused = cluster.node(1).netpol("cleanup", &["--wait"]).unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert_closed(&cluster, "b", "a");
+    cluster.node_mut(1).kill_agent().unwrap();
+
+    let pins = cluster.node(1).pins.clone();
+    let mut command = Command::new(binary().unwrap());
+    command.args(["cleanup", "--wait", "--pin"]).arg(&pins);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut waiting = cluster.node(1).namespace.spawn(&mut command).unwrap();
+    let held = wait_until(Duration::from_secs(10), || {
+        let versions = names(&pins);
+        Ok(versions.len() == 1 && names(&pins.join(&versions[0])).is_empty())
+    });
+    assert!(held.unwrap(), "{:?}", names(&pins));
+    assert_open(&cluster, "b", "a");
+
+    let manifests = cluster.manifests().to_str().unwrap().to_owned();
+    let state = cluster
+        .rig
+        .directory()
+        .join("second")
+        .to_str()
+        .unwrap()
+        .to_owned();
+    let agent = [
+        "--manifests",
+        &manifests,
+        "--node",
+        "node-1",
+        "--state",
+        &state,
+        "--once",
+    ];
+    let refused = cluster.node(1).netpol("run", &agent).unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(
+        (refused.status.code(), said.contains("another")),
+        (Some(2), true),
+        "{said}"
+    );
+    assert_open(&cluster, "b", "a");
+
+    waiting.signal(Signal::SIGTERM).unwrap();
+    assert!(waiting.wait(Duration::from_secs(10)).unwrap().success());
+    assert!(!pins.exists());
 }
