@@ -100,6 +100,45 @@ impl Knock {
     }
 }
 
+/// Allowed connections, opened one after the other: none may have to send its SYN again.
+pub(crate) struct Openings {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(u64, Vec<String>)>,
+}
+
+impl Openings {
+    /// Begins; somebody must listen on TCP port 80.
+    pub(crate) fn start(cluster: &Cluster, from: &str, to: &str) -> Self {
+        // The kernel sends a SYN again after a second.
+        const LOST: Duration = Duration::from_millis(900);
+        let to = SocketAddr::new(addresses(cluster, to)[0], 80);
+        let stop = Arc::<AtomicBool>::default();
+        let ended = stop.clone();
+        let tries = move || {
+            let (mut opened, mut lost) = (0, Vec::new());
+            while !ended.load(Ordering::Relaxed) {
+                match TcpStream::connect_timeout(&to, LOST) {
+                    Ok(_) => opened += 1,
+                    Err(error) => lost.push(format!("after {opened}: {error}")),
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            (opened, lost)
+        };
+        let thread = namespace(cluster, from).run(|| std::thread::spawn(tries));
+        Self { stop, thread }
+    }
+
+    /// All that were tried came about.
+    #[track_caller]
+    pub(crate) fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (opened, lost) = self.thread.join().unwrap();
+        assert!(opened > 100, "{opened} connections were opened");
+        assert!(lost.is_empty(), "{lost:?}, {opened} came about");
+    }
+}
+
 /// All of it at once.
 pub(crate) struct Load {
     streams: Vec<Stream>,
