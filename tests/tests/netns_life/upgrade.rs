@@ -63,7 +63,9 @@ fn play(attach: &str) {
         assert_eq!(trees(&cluster), expected, "{life}");
         load.go_on(&life);
     }
-    openings.into_iter().for_each(Openings::end);
+    for opening in openings {
+        opening.end(&cluster, "server");
+    }
     load.end();
 }
 
