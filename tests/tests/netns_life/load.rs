@@ -100,6 +100,60 @@ impl Knock {
     }
 }
 
+/// Allowed connections, opened one after the other: none may have to send its SYN again.
+pub(crate) struct Openings {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(u64, Vec<String>)>,
+}
+
+impl Openings {
+    /// Begins; somebody must listen on TCP port 80.
+    pub(crate) fn start(cluster: &Cluster, from: &str, to: &str) -> Self {
+        // The kernel sends a SYN again after a second.
+        const LOST: Duration = Duration::from_millis(900);
+        let to = SocketAddr::new(addresses(cluster, to)[0], 80);
+        let stop = Arc::<AtomicBool>::default();
+        let ended = stop.clone();
+        let tries = move || {
+            let (mut opened, mut lost) = (0, Vec::new());
+            while !ended.load(Ordering::Relaxed) {
+                match TcpStream::connect_timeout(&to, LOST) {
+                    Ok(_) => opened += 1,
+                    Err(error) => lost.push(format!("after {opened}: {error}")),
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            (opened, lost)
+        };
+        let thread = namespace(cluster, from).run(|| std::thread::spawn(tries));
+        Self { stop, thread }
+    }
+
+    /// All that were tried came about, but for what the listener of `to` itself has turned away.
+    #[track_caller]
+    pub(crate) fn end(self, cluster: &Cluster, to: &str) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (opened, lost) = self.thread.join().unwrap();
+        let full = listen_drops(cluster, to);
+        assert!(opened > 100, "{opened} connections were opened");
+        assert!(
+            lost.len() as u64 <= full,
+            "{lost:?}, {opened} came about; the listener turned {full} away"
+        );
+    }
+}
+
+/// How many SYNs a pod's own listeners have dropped: a busy machine accepts too slowly.
+fn listen_drops(cluster: &Cluster, pod: &str) -> u64 {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/netstat");
+    let text = namespace(cluster, pod).run(read).unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+    let (_, value) = pairs.find(|(name, _)| *name == "ListenDrops").unwrap();
+    value.parse().unwrap()
+}
+
 /// All of it at once.
 pub(crate) struct Load {
     streams: Vec<Stream>,

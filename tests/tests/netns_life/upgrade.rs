@@ -11,7 +11,7 @@ use netpol_tests::{
 };
 use nix::sys::signal::Signal;
 
-use crate::load::{Load, pods, policies};
+use crate::load::{Load, Openings, pods, policies};
 
 /// What is pinned on node 1.
 fn trees(cluster: &Cluster) -> Vec<String> {
@@ -47,6 +47,8 @@ fn play(attach: &str) {
     let mut cluster = begin(attach);
     let load = Load::start(&cluster);
     load.go_on("at first");
+    // Streams live by their entries; what is new is looked up in the tables of policy.
+    let openings = ["good", "fargood"].map(|from| Openings::start(&cluster, from, "server"));
     assert_eq!(trees(&cluster), this());
     for (signal, binary, expected) in [
         (Signal::SIGTERM, Some(next_binary().unwrap()), next()),
@@ -60,6 +62,9 @@ fn play(attach: &str) {
         cluster.start().unwrap();
         assert_eq!(trees(&cluster), expected, "{life}");
         load.go_on(&life);
+    }
+    for opening in openings {
+        opening.end(&cluster, "server");
     }
     load.end();
 }
