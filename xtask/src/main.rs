@@ -50,7 +50,6 @@ enum Verb {
     /// Pack the agent as a container image, without a container engine: target/image/netpol-agent-VERSION-ARCH.tar.
     Image(image::Args),
     /// Render the plain manifest, the kustomizations and the Helm chart, and compare them.
-    #[command(hide = true)]
     DeployCheck(deploy::Args),
     /// Build the eBPF object alone: target/bpf/netpol.o.
     #[command(hide = true)]
