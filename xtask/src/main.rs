@@ -5,6 +5,7 @@ mod build;
 mod cluster;
 mod deploy;
 mod docs;
+mod e2e;
 mod ebpf;
 mod image;
 mod kernels;
@@ -52,6 +53,8 @@ enum Verb {
     /// Render the plain manifest, the kustomizations and the Helm chart, and compare them.
     #[command(hide = true)]
     DeployCheck(deploy::Args),
+    /// Deploy the real image on a real cluster and judge it with real pods.
+    E2e(e2e::Args),
     /// Build the eBPF object alone: target/bpf/netpol.o.
     #[command(hide = true)]
     Ebpf(ebpf::Args),
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(&args),
         Verb::Image(args) => image::run(&args),
         Verb::DeployCheck(args) => deploy::run(&args),
+        Verb::E2e(args) => e2e::run(&args),
         Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
     };
