@@ -5,6 +5,7 @@ mod build;
 mod cluster;
 mod deploy;
 mod docs;
+mod e2e;
 mod ebpf;
 mod image;
 mod kernels;
@@ -51,6 +52,8 @@ enum Verb {
     Image(image::Args),
     /// Render the plain manifest, the kustomizations and the Helm chart, and compare them.
     DeployCheck(deploy::Args),
+    /// Deploy the real image on a real cluster and judge it with real pods.
+    E2e(e2e::Args),
     /// Build the eBPF object alone: target/bpf/netpol.o.
     #[command(hide = true)]
     Ebpf(ebpf::Args),
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(&args),
         Verb::Image(args) => image::run(&args),
         Verb::DeployCheck(args) => deploy::run(&args),
+        Verb::E2e(args) => e2e::run(&args),
         Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
     };

@@ -54,19 +54,27 @@ pub(super) fn require(arch: Arch) -> Result<()> {
 /// # Errors
 /// The compiler's, or the binary is not static.
 pub(super) fn build(arch: Arch, object: &Path) -> Result<PathBuf> {
+    static_program(arch, "netpol-agent", Some(object))
+}
+
+/// Builds the program of a package of the same name and returns the binary's path.
+///
+/// # Errors
+/// The compiler's, or the binary is not static.
+pub(super) fn static_program(arch: Arch, name: &str, object: Option<&Path>) -> Result<PathBuf> {
     let target = arch.target();
     let mut cargo = build::cargo("build");
     cargo
-        .args(["--package", "netpol-agent", "--bin", "netpol-agent"])
+        .args(["--package", name, "--bin", name])
         .args(["--profile", "image", "--target", &target])
-        .env("NETPOL_EBPF_OBJECT", object)
         .env("CARGO_ENCODED_RUSTFLAGS", flags()?.join("\x1f"));
+    cargo.envs(object.map(|object| ("NETPOL_EBPF_OBJECT", object)));
     if let Some(compiler) = arch.cross_compiler() {
         let variable = target.to_uppercase().replace('-', "_");
         cargo.env(format!("CARGO_TARGET_{variable}_LINKER"), compiler);
     }
-    let time = run_quietly(&format!("static agent for {}", arch.name()), &mut cargo)?;
-    let binary = root().join("target").join(&target).join("image/netpol-agent");
+    let time = run_quietly(&format!("static {name} for {}", arch.name()), &mut cargo)?;
+    let binary = root().join("target").join(&target).join("image").join(name);
     let elf = std::fs::read(&binary).with_context(|| format!("reading {}", binary.display()))?;
     ensure!(
         !needs_interpreter(&elf)?,
@@ -74,7 +82,7 @@ pub(super) fn build(arch: Arch, object: &Path) -> Result<PathBuf> {
         binary.display()
     );
     say(
-        "static agent",
+        &format!("static {name}"),
         &format!("{}, {} KiB, {}", arch.name(), elf.len() / 1024, seconds(time)),
     );
     Ok(binary)

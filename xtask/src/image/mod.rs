@@ -5,12 +5,14 @@
 mod archive;
 mod binary;
 mod licences;
+mod probe;
 
 use std::{env, fs, path::PathBuf, process::ExitCode, time::SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 
 use self::archive::{Archive, Entry, Image};
+pub(crate) use self::probe::probe;
 use crate::{
     ebpf, setup,
     ui::{root, say},
@@ -18,6 +20,9 @@ use crate::{
 
 /// No image may be larger.
 const MOST: usize = 30 << 20;
+
+/// What the agent's image is called.
+const NAME: &str = "netpol/netpol-agent";
 
 /// Where the agent is in the image; `PATH` holds its directory, for `kubectl exec … netpol-agent status`.
 const PROGRAM: &str = "usr/bin/netpol-agent";
@@ -30,7 +35,7 @@ pub(crate) struct Args {
     arch: Arch,
 
     /// What the image is called, without a tag; the tag is the version.
-    #[arg(long, value_name = "NAME", default_value = "netpol/netpol-agent")]
+    #[arg(long, value_name = "NAME", default_value = NAME)]
     name: String,
 
     /// Write the image's files below this directory instead of packing them: for a Dockerfile.
@@ -99,8 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         "the image has {} bytes, more than the {MOST} that it may have: see what the binary grew by",
         archive.bytes.len()
     );
-    let version = env!("CARGO_PKG_VERSION");
-    let path = format!("target/image/netpol-agent-{version}-{}.tar", args.arch.name());
+    let path = archive_path(args.arch);
     let file = root().join(&path);
     fs::create_dir_all(root().join("target/image")).context("creating target/image")?;
     fs::write(&file, &archive.bytes).with_context(|| format!("writing {path}"))?;
@@ -109,6 +113,32 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     say("name", &archive.reference);
     say("digest", &archive.digest);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the image for this machine and returns the archive's path.
+///
+/// # Errors
+/// As the verb.
+pub(crate) fn agent() -> Result<PathBuf> {
+    let arch = if Arch::here() == "arm64" {
+        Arch::Arm64
+    } else {
+        Arch::Amd64
+    };
+    run(&Args {
+        arch,
+        name: NAME.into(),
+        files: None,
+    })?;
+    Ok(root().join(archive_path(arch)))
+}
+
+fn archive_path(arch: Arch) -> String {
+    format!(
+        "target/image/netpol-agent-{}-{}.tar",
+        env!("CARGO_PKG_VERSION"),
+        arch.name()
+    )
 }
 
 /// What is in the image.

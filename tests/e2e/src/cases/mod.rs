@@ -1,0 +1,58 @@
+//! The cases. Each makes namespaces of its own, which are deleted when it ends.
+
+mod examples;
+
+use anyhow::Result;
+
+use crate::cluster::Cluster;
+
+/// What a case can't do without.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Needs {
+    /// Nodes for ordinary pods.
+    pub(crate) nodes: usize,
+    /// A cluster of `cargo xtask cluster`.
+    pub(crate) local: bool,
+    /// Both families.
+    pub(crate) dual_stack: bool,
+}
+
+/// One case.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    /// What holds where it passes.
+    pub(crate) says: &'static str,
+    pub(crate) needs: Needs,
+    /// What it found worth a note.
+    pub(crate) run: fn(&Cluster, &str) -> Result<String>,
+}
+
+const ANY: Needs = Needs {
+    nodes: 1,
+    local: false,
+    dual_stack: false,
+};
+const TWO: Needs = Needs { nodes: 2, ..ANY };
+const LOCAL: Needs = Needs { local: true, ..TWO };
+
+fn case(
+    name: &'static str,
+    says: &'static str,
+    needs: Needs,
+    run: fn(&Cluster, &str) -> Result<String>,
+) -> Case {
+    Case {
+        name,
+        says,
+        needs,
+        run,
+    }
+}
+
+/// All, in the order in which they run.
+pub(crate) fn all() -> Vec<Case> {
+    let mut all = Vec::new();
+    all.extend(examples::cases());
+    all
+}
