@@ -124,3 +124,53 @@ fn text_is_a_file_that_says_the_same() {
     };
     assert_eq!((code, plain(&first), errors.as_str()), (0, plain(&second), ""));
 }
+
+/// Not the default, as a variable.
+const SAMPLES: &[(&str, &str)] = &[
+    ("manifests", "/m"),
+    ("kubeconfig", "/k"),
+    ("context", "c"),
+    ("node", "n9"),
+    ("listen", "[::]:9478"),
+    ("remove-taint", "true"),
+    ("pin", "/p"),
+    ("state", "/s"),
+    ("once", "true"),
+    ("wait-for-lock", "9"),
+    ("attach", "clsact"),
+    ("unknown-pods", "allow"),
+    ("police-node", "true"),
+    ("cni-cache", "/c"),
+    ("outside", "eth1,wg*"),
+    ("exempt", "vpn,a/b"),
+    ("map-size", "flows4=7,cells=9"),
+    ("timeout", "opening=5"),
+    ("quota", "77"),
+    ("log", "debug"),
+    ("log-format", "json"),
+];
+
+#[test]
+fn every_setting_can_be_a_variable() {
+    let case = Case::new("node: n1\n");
+    let all: Vec<Value> = serde_json::from_str(&case.config(&["-o", "json"]).1).unwrap();
+    assert!(!all.is_empty());
+    for key in all.iter().map(|one| one["key"].as_str().unwrap()) {
+        let sample = SAMPLES.iter().find(|(name, _)| *name == key);
+        let (_, sample) = sample.unwrap_or_else(|| panic!("give {key} a sample in SAMPLES"));
+        let name = format!("NETPOL_{}", key.to_uppercase().replace('-', "_"));
+        let mut command = case.command("config");
+        command.args(["-o", "json"]).env(&name, sample);
+        if key == "context" {
+            command.arg("--kubeconfig=/k");
+        }
+        let (code, json, errors) = case.answer(&mut command);
+        assert_eq!(code, 0, "{key}: {errors}");
+        let (values, origin) = setting(&json, key);
+        assert_eq!(
+            (values.join(",").as_str(), origin),
+            (*sample, format!("environment {name}")),
+            "{key}"
+        );
+    }
+}

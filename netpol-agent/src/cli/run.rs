@@ -60,7 +60,7 @@ pub(super) struct Args {
     state: PathBuf,
 
     /// Bring the kernel up to date and end; what is attached stays in force.
-    #[arg(long)]
+    #[arg(long, env = "NETPOL_ONCE")]
     once: bool,
 
     /// How long to wait for another agent to end that holds the pins, as on an update; 0 refuses at once.

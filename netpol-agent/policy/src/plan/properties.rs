@@ -289,11 +289,13 @@ pub(super) fn follow(plan: &Plan, old: &Tables, new: &Tables, addresses: &[IpAdd
     kernel.now
 }
 
-/// Everything but the flags, which are always written where the scope is everything.
+/// Everything but the flags, which are always written where the scope is everything, and the wait for them where they were
+/// the first that was written.
 fn without_flags(plan: Plan) -> Vec<Step> {
     plan.steps
         .into_iter()
         .filter(|step| !matches!(step, Step::Flags(_)))
+        .skip_while(|step| matches!(step, Step::Grace))
         .collect()
 }
 

@@ -31,7 +31,7 @@ pub(super) fn check(
         .collect();
     names.sort_unstable();
     for name in names.into_iter().filter(|name| !known.contains(&name.as_str())) {
-        if let Some(meant) = closest(&name, &known) {
+        if let Some(meant) = meant(&name, &known) {
             return Err(BadInput(format!(
                 "the environment has {name}, which is not read; help: did you mean {meant}?"
             )));
@@ -39,6 +39,15 @@ pub(super) fn check(
         unread.push(name);
     }
     Ok(unread)
+}
+
+/// Compared without what all have in common, or two letters of a short name would be nothing: `NETPOL_SLOW` is no
+/// slip of `NETPOL_LOG`.
+fn meant<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+    let end = |name: &'k str| name.strip_prefix("NETPOL_");
+    let ends: Vec<&str> = known.iter().filter_map(|name| end(name)).collect();
+    let closest = closest(name.strip_prefix("NETPOL_")?, &ends)?;
+    known.iter().find(|name| end(name) == Some(closest)).copied()
 }
 
 /// Kubernetes' variables for a Service, and Docker's for a link.
@@ -83,6 +92,10 @@ mod tests {
             found(&["NETPOL_NODE", "NETPOL_LOG", "NETPOL_CONFIG", "PATH"]),
             Ok(vec![])
         );
+        // Of this repository's tests, which run the agent.
+        for name in ["NETPOL_SLOW", "NETPOL_CASES", "NETPOL_EXAMPLES"] {
+            assert_eq!(found(&[name]), Ok(vec![name.to_owned()]));
+        }
         assert_eq!(
             found(&["NETPOL_WHATEVER"]),
             Ok(vec!["NETPOL_WHATEVER".to_owned()])

@@ -87,11 +87,12 @@ fn find<'c>(key: &str, root: &'c Command, run: &'c Command) -> Result<&'c Arg, S
         .get_subcommands()
         .find(|verb| verb.get_arguments().any(|arg| arg.get_long() == Some(key)));
     Err(match (meant, other) {
-        (Some(name), _) => format!("there is no `{key}`; help: did you mean `{name}`?"),
-        (None, Some(verb)) => format!(
+        // First, as it is written exactly like that: `force` is no slip of `once`.
+        (_, Some(verb)) => format!(
             "`{key}` is a flag of `{}`, not of `run`; help: remove it",
             verb.get_name()
         ),
+        (Some(name), None) => format!("there is no `{key}`; help: did you mean `{name}`?"),
         (None, None) => format!("there is no `{key}`; help: the keys are {}", names.join(", ")),
     })
 }
@@ -118,7 +119,7 @@ fn values(arg: &Arg, entry: &Entry) -> Result<Vec<String>, String> {
             .map(scalar)
             .collect::<Result<_, _>>()
             .map_err(|what| format!("`{key}` has {what} in its list")),
-        (Value::Map(fields), _) if many => fields
+        (Value::Map(fields), _) if many && has_names(arg) => fields
             .iter()
             .map(|field| Ok(format!("{}={}", field.key, scalar(&field.value)?)))
             .collect::<Result<_, String>>()
@@ -132,6 +133,12 @@ fn values(arg: &Arg, entry: &Entry) -> Result<Vec<String>, String> {
             format!("`{key}` is {value}; help: write {wanted}")
         }),
     }
+}
+
+/// Whether its values are `NAME=VALUE`, for which a file may write a mapping.
+fn has_names(arg: &Arg) -> bool {
+    let mut names = arg.get_value_names().unwrap_or_default().iter();
+    names.any(|name| name.contains('='))
 }
 
 /// Whether the flag takes the values, by its own parser.

@@ -60,11 +60,7 @@ pub(super) enum Refused {
 /// Parses the command line with what environment and file add to it.
 pub(super) fn parse(args: &[OsString], variables: &[(OsString, OsString)]) -> Result<Parsed, Refused> {
     let root = Cli::command();
-    let verb = args
-        .iter()
-        .skip(1)
-        .find_map(|arg| VERBS.into_iter().find(|verb| arg == *verb));
-    let Some(verb) = verb else {
+    let Some(verb) = verb(&root, args) else {
         let matches = root.try_get_matches_from(args).map_err(Refused::Clap)?;
         let cli = Cli::from_arg_matches(&matches).map_err(Refused::Clap)?;
         return Ok(Parsed {
@@ -96,6 +92,14 @@ pub(super) fn parse(args: &[OsString], variables: &[(OsString, OsString)]) -> Re
         effective,
         unread,
     })
+}
+
+/// The verb, where it is one that reads a file. Asked of clap: a namespace may be called `config`, too.
+fn verb(root: &Command, args: &[OsString]) -> Option<&'static str> {
+    let matches = root.clone().ignore_errors(true).try_get_matches_from(args).ok()?;
+    VERBS
+        .into_iter()
+        .find(|verb| Some(*verb) == matches.subcommand_name())
 }
 
 /// The configuration file: by the flag, else by the environment.
@@ -139,6 +143,10 @@ fn one_source(
     };
     if SOURCES.into_iter().any(typed) {
         SOURCES.iter().for_each(|source| drop(given.remove(*source)));
+    }
+    if typed("manifests") && !typed("kubeconfig") {
+        // It chooses from the kubeconfig, which has given way.
+        given.remove("context");
     }
     Ok(())
 }

@@ -115,9 +115,7 @@ fn every_flag_can_be_set_by_flag_and_file_and_has_a_variable() {
             (expected, "file".to_owned())
         );
         let variable = format!("NETPOL_{}", key.to_uppercase().replace('-', "_"));
-        if !matches!(key, "once") {
-            assert_eq!(arg.get_env().and_then(|name| name.to_str()), Some(&*variable));
-        }
+        assert_eq!(arg.get_env().and_then(|name| name.to_str()), Some(&*variable));
     }
 }
 
@@ -163,6 +161,34 @@ fn flags_outrank_the_file() {
 }
 
 #[test]
+fn a_directory_outranks_all_that_a_file_says_of_the_api_server() {
+    let file = "node: n1\nkubeconfig: /k\ncontext: c\n";
+    let effective = parsed(&["--manifests=/m"], &[], Some(file)).unwrap();
+    for key in ["kubeconfig", "context"] {
+        assert_eq!(value(&effective, key), (vec![], "default".to_owned()));
+    }
+    let effective = parsed(&["--kubeconfig=/other"], &[], Some(file)).unwrap();
+    assert_eq!(
+        value(&effective, "context"),
+        (vec!["c".to_owned()], "file".to_owned())
+    );
+}
+
+#[test]
+fn only_a_verb_is_a_verb() {
+    let verb = |line: &str| {
+        verb(
+            &Cli::command(),
+            &line.split(' ').map(Into::into).collect::<Vec<_>>(),
+        )
+    };
+    assert_eq!(verb("x --log config run"), Some("run"));
+    assert_eq!(verb("x config -o json"), Some("config"));
+    assert_eq!(verb("x matrix --manifests m -n config"), None);
+    assert_eq!(verb("x --log run status"), None);
+}
+
+#[test]
 fn bad_files_are_refused_by_line_and_key() {
     let refused = |file: &str| parsed(&["--node=n1"], &[], Some(file)).unwrap_err();
     assert_eq!(
@@ -180,6 +206,14 @@ fn bad_files_are_refused_by_line_and_key() {
     assert_eq!(
         refused("police-node: maybe\n"),
         "configuration FILE:1: `police-node` is the string \"maybe\"; help: write true or false"
+    );
+    assert_eq!(
+        refused("force: true\n"),
+        "configuration FILE:1: `force` is a flag of `cleanup`, not of `run`; help: remove it"
+    );
+    assert_eq!(
+        refused("outside: {eth1: 1}\n"),
+        "configuration FILE:1: `outside` is a mapping; help: write a value or a list of values"
     );
     assert_eq!(
         refused("node: [a]\n"),
