@@ -36,7 +36,6 @@ struct NodeRecord {
 struct Daemon {
     name: String,
     node: Option<String>,
-    process: Process,
     log: PathBuf,
 }
 
@@ -125,13 +124,30 @@ impl Local {
             .iter()
             .find(|daemon| daemon.name == name && daemon.node.as_deref() == node);
         let known = known.with_context(|| format!("the local cluster has no {name}"))?;
-        let script = format!("cat /proc/{}/cmdline | tr '\\0' '\\n'", known.process.pid);
+        let of = match node {
+            Some(node) => self.record(node)?.holder.pid,
+            None => 1,
+        };
+        // Not by the id that is written down: it may have been started again.
+        let script = format!(
+            "net=$(readlink /proc/{of}/ns/net)
+             for dir in /proc/[0-9]*; do
+               read -r name 2>/dev/null <$dir/comm || continue
+               if [ \"$name\" = {name} ] && [ \"$(readlink $dir/ns/net)\" = \"$net\" ]; then
+                 echo ${{dir#/proc/}}; tr '\\0' '\\n' <$dir/cmdline; exit
+               fi
+             done"
+        );
         let text = self.in_control(&script)?;
+        let mut lines = text.lines().map(str::to_owned);
+        let pid = lines
+            .next()
+            .with_context(|| format!("no {name} runs in the local cluster"))?;
         Ok(Running {
             name: name.to_owned(),
             node: node.map(str::to_owned),
-            pid: known.process.pid,
-            words: text.lines().map(str::to_owned).collect(),
+            pid: pid.parse().with_context(|| format!("{pid:?} is no process"))?,
+            words: lines.collect(),
             log: known.log.clone(),
         })
     }
@@ -154,6 +170,31 @@ impl Local {
             .iter()
             .filter(|daemon| daemon.node.as_deref() == Some(node));
         own.map(|daemon| self.find(&daemon.name, Some(node))).collect()
+    }
+
+    /// Ends what runs in the node's pods, and what started it: processes of the node's mounts, and those below its cgroup.
+    ///
+    /// # Errors
+    /// Some stay.
+    pub(crate) fn end_processes(&self, node: &str) -> Result<()> {
+        let holder = self.record(node)?.holder.pid;
+        let script = format!(
+            "mounts=$(readlink /proc/{holder}/ns/mnt)
+             for round in 1 2 3 4 5; do
+               found=
+               for dir in /proc/[0-9]*; do
+                 pid=${{dir#/proc/}}
+                 [ $pid = {holder} ] && continue
+                 if [ \"$(readlink $dir/ns/mnt)\" = \"$mounts\" ] || grep -qE '/netpol-cluster-[^/]*/{node}/' $dir/cgroup 2>/dev/null; then
+                   kill -9 $pid 2>/dev/null && found=yes
+                 fi
+               done
+               [ -z \"$found\" ] && exit 0
+               sleep 0.5
+             done
+             echo processes of {node} stay >&2; exit 1"
+        );
+        self.in_control(&script).map(drop)
     }
 
     /// Sends a signal to a component.
@@ -347,22 +388,6 @@ impl Outside {
             )?;
         }
         Ok(())
-    }
-
-    /// A route to an address by a node, as a load balancer has it.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub(crate) fn route(&self, to: IpAddr, node: IpAddr) -> Result<()> {
-        self.inside(&[
-            "ip",
-            "route",
-            "replace",
-            &to.to_string(),
-            "via",
-            &node.to_string(),
-        ])
-        .map(drop)
     }
 
     /// Runs the probe there.

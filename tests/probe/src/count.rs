@@ -152,6 +152,8 @@ fn datagrams_come_back(target: Target, counts: &Counts) {
     };
     // Silence of a second is a loss; who waits for ever notices nothing.
     let _ = socket.set_read_timeout(Some(Duration::from_secs(1)));
+    // The first ones may come before anybody knows this pod.
+    let mut known = false;
     for number in 0_u64.. {
         let start = Instant::now();
         let sent = socket.send(&number.to_be_bytes()).is_ok();
@@ -164,9 +166,12 @@ fn datagrams_come_back(target: Target, counts: &Counts) {
                 break;
             }
         }
+        known |= came;
         let counter = if came { &counts.echoes } else { &counts.lost };
-        counter.fetch_add(1, Relaxed);
-        counts.gap.fetch_max(start.elapsed().as_millis() as u64, Relaxed);
+        counter.fetch_add(u64::from(known), Relaxed);
+        if known {
+            counts.gap.fetch_max(start.elapsed().as_millis() as u64, Relaxed);
+        }
         thread::sleep(BEAT);
     }
 }

@@ -1,6 +1,15 @@
 //! The cases. Each makes namespaces of its own, which are deleted when it ends.
 
 mod examples;
+mod kill;
+mod life;
+mod metrics;
+mod nodes;
+mod outage;
+mod reboot;
+mod services;
+mod uninstall;
+mod waves;
 
 use anyhow::Result;
 
@@ -54,5 +63,13 @@ fn case(
 pub(crate) fn all() -> Vec<Case> {
     let mut all = Vec::new();
     all.extend(examples::cases());
+    all.extend(services::cases());
+    all.extend(nodes::cases());
+    all.extend(life::cases());
+    all.extend(waves::cases());
+    all.extend(kill::cases());
+    all.extend(outage::cases());
+    all.extend(reboot::cases());
+    all.extend(uninstall::cases());
     all
 }
