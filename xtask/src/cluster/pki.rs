@@ -54,6 +54,8 @@ impl Pki {
     pub(super) fn issue(&self, file: &str, user: &str, group: &str, names: &[String]) -> Result<()> {
         let mut request = self.request(file, &format!("/O={group}/CN={user}"));
         request.args(["-CA", "ca.crt", "-CAkey", "ca.key"]);
+        // With an extension openssl makes version 3, the only one that rustls takes.
+        request.args(["-addext", "extendedKeyUsage=serverAuth,clientAuth"]);
         if !names.is_empty() {
             request
                 .arg("-addext")
