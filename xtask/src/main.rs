@@ -11,6 +11,7 @@ mod licences;
 mod lint;
 mod preflight;
 mod sandbox;
+mod scale;
 mod setup;
 mod test;
 mod toolchain;
@@ -46,6 +47,8 @@ enum Verb {
     Cluster(cluster::Args),
     /// Measure packets, compiling and edits, and hold the figures against the goals.
     Bench(bench::Args),
+    /// Measure one agent in a cluster of 50 000 pods without kubelets.
+    Scale(scale::Args),
     /// Pack the agent as a container image, without a container engine: target/image/netpol-agent-VERSION-ARCH.tar.
     Image(image::Args),
     /// Build the eBPF object alone: target/bpf/netpol.o.
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => sandbox::demo(&args),
         Verb::Cluster(args) => cluster::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Scale(args) => scale::run(&args),
         Verb::Image(args) => image::run(&args),
         Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
