@@ -13,6 +13,7 @@ mod licences;
 mod lint;
 mod preflight;
 mod sandbox;
+mod scale;
 mod setup;
 mod test;
 mod toolchain;
@@ -48,6 +49,8 @@ enum Verb {
     Cluster(cluster::Args),
     /// Measure packets, compiling and edits, and hold the figures against the goals.
     Bench(bench::Args),
+    /// Measure one agent in a cluster of 50 000 pods without kubelets.
+    Scale(scale::Args),
     /// Pack the agent as a container image, without a container engine: target/image/netpol-agent-VERSION-ARCH.tar.
     Image(image::Args),
     /// Render the plain manifest, the kustomizations and the Helm chart, and compare them.
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => sandbox::demo(&args),
         Verb::Cluster(args) => cluster::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Scale(args) => scale::run(&args),
         Verb::Image(args) => image::run(&args),
         Verb::DeployCheck(args) => deploy::run(&args),
         Verb::E2e(args) => e2e::run(&args),

@@ -18,6 +18,7 @@ use super::{
     control::{self, kubectl},
     daemon::{Daemon, call},
     node::Node,
+    pki::Pki,
     record::Record,
     supervisor::call_me,
 };
@@ -77,14 +78,9 @@ fn build(dir: &Path) -> Result<()> {
         controllers.and(nodes)
     })?;
     step("control plane", start)?;
-    for node in &mut nodes {
-        node.join(&pki)?;
+    if !nodes.is_empty() {
+        join(&record, &pki, &mut nodes, &mut daemons, start)?;
     }
-    let ranges = await_ranges(&record, &mut nodes, &mut daemons)?;
-    pod_network(&record, &mut nodes, &ranges)?;
-    step("pods' network", start)?;
-    await_ready(&record, &mut nodes, &mut daemons)?;
-    step("nodes ready", start)?;
     let written: Vec<_> = nodes.iter().map(Node::record).collect();
     let all = nodes.iter_mut().flat_map(|node| &mut node.daemons);
     let components = daemons
@@ -96,6 +92,24 @@ fn build(dir: &Path) -> Result<()> {
     record.daemons = components;
     record.ready = true;
     record.write(dir)
+}
+
+/// Makes nodes of the runtimes, and waits until they are ready.
+fn join(
+    record: &Record,
+    pki: &Pki,
+    nodes: &mut [Node<'_>],
+    daemons: &mut [Daemon],
+    start: Instant,
+) -> Result<()> {
+    for node in &mut *nodes {
+        node.join(pki)?;
+    }
+    let ranges = await_ranges(record, nodes, daemons)?;
+    pod_network(record, nodes, &ranges)?;
+    step("pods' network", start)?;
+    await_ready(record, nodes, daemons)?;
+    step("nodes ready", start)
 }
 
 fn runtime<'a>(dir: &'a Path, record: &'a Record, number: u8) -> Result<Node<'a>> {

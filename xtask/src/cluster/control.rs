@@ -115,11 +115,20 @@ pub(super) fn api_server(dir: &Path, record: &Record, pki: &Pki) -> Result<Vec<D
         "--advertise-address={}",
         record.network.v4(Network::CONTROL)
     ));
+    if record.options.nodes == 0 {
+        // No controller makes the accounts that pods would have to have; and there are many objects to take.
+        api.args(["--disable-admission-plugins=ServiceAccount,LimitRanger,Priority,TaintNodesByCondition"])
+            .args([
+                "--max-mutating-requests-inflight=800",
+                "--enable-priority-and-fairness=false",
+            ]);
+    }
     let api = Daemon::start(&logs, None, "kube-apiserver", &mut api)?;
     Ok(vec![etcd, api])
 }
 
-/// Waits until the API server is ready, then starts who works with it.
+/// Waits until the API server is ready, then starts who works with it; where there are no nodes nobody does, as the
+/// controllers would remove the pods of nodes that say nothing.
 ///
 /// # Errors
 /// Something ends or takes too long.
@@ -136,6 +145,9 @@ pub(super) fn controllers(dir: &Path, record: &Record, pki: &Pki, daemons: &mut 
                 // Without etcd the API server ends as well, and etcd knows why.
                 etcd.check().and(Err(error))
             })?;
+    }
+    if record.options.nodes == 0 {
+        return Ok(());
     }
     let logs = dir.join("logs");
     let mut controllers = program(&record.components, "kube-controller-manager");

@@ -120,13 +120,16 @@ pub(crate) struct Up {
     which: Which,
     #[command(flatten)]
     options: Options,
+    /// Stay, and end the cluster with this command, however it ends: by Ctrl-C or at the end of its standard input.
+    #[arg(long)]
+    hold: bool,
 }
 
 /// What a cluster is made of.
 #[derive(ClapArgs, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Options {
-    /// Nodes.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32))]
+    /// Nodes; with 0, etcd and the API server are all there is, and the API server takes objects as they come.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=32))]
     nodes: u8,
     /// How kube-proxy does Services.
     #[arg(long, value_name = "MODE", default_value = "iptables")]
@@ -181,6 +184,14 @@ fn parse_name(name: &str) -> Result<String, String> {
         );
     }
     Ok(name.to_owned())
+}
+
+/// Everything that a cluster needs is made ready; nothing is started.
+///
+/// # Errors
+/// [`crate::preflight::Missing`] where something can't be had.
+pub(crate) fn prepare() -> Result<()> {
+    up::prepare().map(drop)
 }
 
 /// The verb.

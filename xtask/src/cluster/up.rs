@@ -62,16 +62,13 @@ pub(super) fn run(args: &Up) -> Result<ExitCode> {
         options: args.options.clone(),
         components,
     };
-    match raise(&plan)? {
+    match raise(&plan, args, start)? {
         End::Ready => {
-            let took = seconds(start.elapsed());
-            let nodes = match args.options.nodes {
-                1 => "its node is ready".to_owned(),
-                nodes => format!("its {nodes} nodes are ready"),
-            };
-            say("cluster", &format!("{name} is up after {took}: {nodes}"));
-            let record = Record::read(&dir(name))?;
-            say("kubeconfig", &record.kubeconfig.display().to_string());
+            announce(args, start)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        End::Held => {
+            say("cluster", &format!("{name} is gone"));
             Ok(ExitCode::SUCCESS)
         }
         End::Interrupted => {
@@ -83,6 +80,18 @@ pub(super) fn run(args: &Up) -> Result<ExitCode> {
             errors.join("\n")
         ),
     }
+}
+
+fn announce(args: &Up, start: Instant) -> Result<()> {
+    let (name, nodes) = (&args.which.name, args.options.nodes);
+    let took = seconds(start.elapsed());
+    say(
+        "cluster",
+        &format!("{name} is up after {took}: {nodes} nodes ready"),
+    );
+    let record = Record::read(&dir(name))?;
+    say("kubeconfig", &record.kubeconfig.display().to_string());
+    Ok(())
 }
 
 /// Building takes long: said before it, not after.
@@ -121,11 +130,13 @@ fn bridge_netfilter() -> Result<()> {
 /// How it went.
 enum End {
     Ready,
+    /// It was ready, and ended when it was let go of.
+    Held,
     Interrupted,
     Failed(Vec<String>),
 }
 
-fn raise(plan: &Plan) -> Result<End> {
+fn raise(plan: &Plan, args: &Up, start: Instant) -> Result<End> {
     // Before any thread is started, so that all of them leave these signals to the one that waits.
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     signals.thread_block().context("blocking signals")?;
@@ -133,16 +144,34 @@ fn raise(plan: &Plan) -> Result<End> {
     let stdin = Arc::new(Mutex::new(child.stdin.take()));
     let interrupted = Arc::new(AtomicBool::new(false));
     let (leash, told) = (stdin.clone(), interrupted.clone());
+    let let_go = move || {
+        told.store(true, Ordering::Relaxed);
+        drop(leash.lock().unwrap_or_else(PoisonError::into_inner).take());
+    };
+    let on_signal = let_go.clone();
     thread::spawn(move || {
         if signals.wait().is_ok() {
-            told.store(true, Ordering::Relaxed);
-            drop(leash.lock().unwrap_or_else(PoisonError::into_inner).take());
+            on_signal();
         }
     });
+    let mut held = false;
     let stdout = child.stdout.take().context("the supervisor has no output")?;
     let mut errors = Vec::new();
     for line in BufReader::new(stdout).lines().map_while(Result::ok) {
         match line.split_once(' ').unwrap_or((&line, "")) {
+            ("ready", _) if args.hold => {
+                held = true;
+                announce(args, start)?;
+                // For whoever started this: where `cluster.json` is.
+                writeln!(std::io::stdout(), "{}", dir(&plan.name).display())
+                    .context("writing to standard output")?;
+                let at_end = let_go.clone();
+                thread::spawn(move || {
+                    // However it ends.
+                    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+                    at_end();
+                });
+            }
             ("ready", _) => {
                 let mut stdin = stdin.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(mut stdin) = stdin.take() {
@@ -161,7 +190,7 @@ fn raise(plan: &Plan) -> Result<End> {
     }
     let status = child.wait().context("waiting for the supervisor")?;
     if interrupted.load(Ordering::Relaxed) && status.success() {
-        return Ok(End::Interrupted);
+        return Ok(if held { End::Held } else { End::Interrupted });
     }
     if status.code().is_none() {
         // It was killed: what it would have removed is removed here.

@@ -1,0 +1,175 @@
+//! Pods that change elsewhere in the cluster, so many a second.
+
+use std::{
+    collections::VecDeque,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use futures::{StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{api::Api, objects::Size};
+
+/// A deleted pod is created again when so many have been deleted after it.
+const DEAD: usize = 50;
+/// So many requests under way are a server that does not keep up.
+const PARALLEL: usize = 200;
+
+/// What has been done so far.
+#[derive(Debug, Default)]
+struct Counts {
+    done: AtomicU64,
+    failed: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// Runs on a thread of its own until it is ended or dropped.
+#[derive(Debug)]
+pub(super) struct Churn {
+    counts: Arc<Counts>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Churn {
+    /// Begins to change `rate` pods a second.
+    pub(super) fn start(kubeconfig: &Path, size: Size, rate: u32) -> Self {
+        let counts = Arc::new(Counts::default());
+        let (kubeconfig, theirs): (PathBuf, _) = (kubeconfig.to_owned(), counts.clone());
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                let api = Api::new(&kubeconfig, size).await?;
+                change(&api, rate, &theirs).await
+            })
+        });
+        Self {
+            counts,
+            thread: Some(thread),
+        }
+    }
+
+    /// Changes that the server has answered so far.
+    pub(super) fn done(&self) -> u64 {
+        self.counts.done.load(Ordering::Relaxed)
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// It has failed, or many of its requests have.
+    pub(super) fn end(mut self) -> Result<()> {
+        self.counts.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        let (done, failed) = (self.done(), self.counts.failed.load(Ordering::Relaxed));
+        if failed * 100 > done {
+            bail!("{failed} of {done} changes of pods have failed");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Churn {
+    fn drop(&mut self) {
+        self.counts.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // Whoever drops it has an error of its own.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Which pods there are, and what happens next.
+struct Changes {
+    size: Size,
+    step: usize,
+    dead: VecDeque<usize>,
+    /// How often each pod was changed.
+    lives: Vec<u32>,
+}
+
+impl Changes {
+    /// A pod elsewhere that is alive and was not changed for long: a step of a prime, in a fixed order.
+    fn next_pod(&mut self) -> usize {
+        loop {
+            self.step += 1;
+            let pod = (self.step * 7919) % self.size.pods;
+            if self.size.place(pod).is_none() && !self.dead.contains(&pod) {
+                self.lives[pod] += 1;
+                return pod;
+            }
+        }
+    }
+
+    /// A quarter each: gone, other labels, other status, new.
+    fn next<'a>(&mut self, api: &'a Api, turn: u64) -> LocalBoxFuture<'a, Result<()>> {
+        if turn % 4 == 3
+            && self.dead.len() > DEAD
+            && let Some(pod) = self.dead.pop_front()
+        {
+            let life = self.lives[pod] as usize;
+            return Box::pin(api.create_pod(pod, life));
+        }
+        let pod = self.next_pod();
+        let life = self.lives[pod];
+        match turn % 4 {
+            0 => {
+                self.dead.push_back(pod);
+                Box::pin(api.delete_pod(pod))
+            }
+            2 => Box::pin(api.set_status(pod, life % 2 == 0)),
+            // One in eight of them is one that selectors ask for.
+            _ if turn % 32 == 1 => Box::pin(async move { api.set_label(pod, "app", "api").await }),
+            _ => Box::pin(async move { api.set_label(pod, "version", &format!("v{life}")).await }),
+        }
+    }
+}
+
+async fn change(api: &Api, rate: u32, counts: &Counts) -> Result<()> {
+    let mut changes = Changes {
+        size: api.size,
+        step: 0,
+        dead: VecDeque::new(),
+        lives: vec![0; api.size.pods],
+    };
+    let mut ticks = interval(Duration::from_secs(1) / rate);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut under_way = FuturesUnordered::new();
+    for turn in 0.. {
+        loop {
+            tokio::select! {
+                _ = ticks.tick(), if under_way.len() < PARALLEL => break,
+                Some(done) = under_way.next() => note(counts, done),
+            }
+        }
+        if counts.stop.load(Ordering::Relaxed) {
+            break;
+        }
+        under_way.push(changes.next(api, turn));
+    }
+    while let Some(done) = under_way.next().await {
+        note(counts, done);
+    }
+    Ok(())
+}
+
+fn note(counts: &Counts, done: Result<()>) {
+    counts.done.fetch_add(1, Ordering::Relaxed);
+    if let Err(error) = done.context("changing a pod") {
+        if counts.failed.fetch_add(1, Ordering::Relaxed) == 0 {
+            eprintln!("  {error:#}");
+        }
+    }
+}
