@@ -5,6 +5,8 @@
 
 mod assigned;
 pub mod latency;
+mod problems;
+mod reconcile;
 mod report;
 pub mod source;
 mod start;
@@ -23,7 +25,6 @@ use netpol_policy::{
     compile::{Compiler, Dirty},
     ids::IdSource,
     model::{Event, Pod, Snapshot, Str},
-    plan::{self, Scope},
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -38,13 +39,13 @@ use self::{
 };
 use crate::{
     datapath::{
-        self, Datapath, LocalPod, Options,
+        Datapath, Options,
         netlink::Announcements,
         report::Report,
         wakeups::{Wakeups, Watch},
     },
     serve::Shared,
-    source::{Change, Loaded, Problem, Severity, effect},
+    source::{Change, Loaded, Problem},
 };
 
 /// Also without a wake-up we look at devices so often.
@@ -323,140 +324,6 @@ impl Agent {
         if local { Concern::Local } else { Concern::Elsewhere }
     }
 
-    /// Looks for policies without effect, now and again.
-    fn look_for_effects(&mut self) {
-        if self.effects.1.is_none_or(|then| then.elapsed() >= EFFECTS) {
-            self.effects = (effect::without(&self.snapshot), Some(Instant::now()));
-        }
-    }
-
-    /// Tells what is wrong with the source now and was not before.
-    fn note(&mut self, mut problems: Vec<Problem>) {
-        problems.extend(unknown_node(&self.config.node, &self.snapshot));
-        problems.extend(no_results(self.datapath.cni_cache(), self.datapath.unbound()));
-        problems.extend(self.effects.0.iter().cloned());
-        if problems == self.problems {
-            return;
-        }
-        for problem in &problems {
-            if self.problems.iter().any(|old| old.is_same(problem)) {
-                continue;
-            }
-            match problem.severity {
-                Severity::Error => tracing::error!("{problem}"),
-                Severity::Warning => tracing::warn!("{problem}"),
-            }
-        }
-        self.problems = problems;
-        self.report_due = true;
-    }
-
-    /// Brings the kernel to what the source and the devices say, each part as far as it goes.
-    fn reconcile(&mut self, closely: bool) {
-        let failures = self.complete_pods().err().into_iter().collect();
-        self.reconcile_after(closely, failures);
-    }
-
-    /// Gives pods the addresses that the CNI has given them and the API does not tell yet.
-    fn complete_pods(&mut self) -> datapath::Result<()> {
-        let results = self.datapath.cni_results()?;
-        let changed = self.assigned.update(&results, &self.snapshot, &self.config.node);
-        if !changed.is_empty() {
-            self.compiler.apply_all(changed);
-        }
-        Ok(())
-    }
-
-    /// [`Self::reconcile`] after steps that failed with `failures`.
-    fn reconcile_after(&mut self, closely: bool, mut failures: Vec<datapath::Error>) {
-        let pods = self.local_pods();
-        failures.extend(self.datapath.set_pods(pods).err());
-        failures.extend(self.datapath.look(closely).err());
-        // Whose device is known by now, and whose rules are in place, does not wait for what other devices need.
-        failures.extend(self.datapath.bind().err());
-        // A new device gets its programs at once; until its pod and the pod's rules are known nothing passes.
-        failures.extend(self.datapath.attach());
-        let rules = self.enforce();
-        let devices = self.datapath.bind();
-        if rules.is_ok() && devices.is_ok() {
-            failures.extend(self.datapath.take_over());
-        }
-        failures.extend(rules.err());
-        failures.extend(devices.err());
-        failures.extend(self.datapath.sweep().err());
-        self.finish(failures);
-    }
-
-    /// Plans and writes the tables.
-    fn enforce(&mut self) -> datapath::Result<()> {
-        self.dirty.merge(self.compiler.take_dirty());
-        // A pod that was created again under its name starts without rules, even if they are those of the one before.
-        let ruled = &self.datapath.actual().pods;
-        let bare = self.compiler.tables().pods.keys();
-        self.dirty
-            .pods
-            .extend(bare.filter(|pod| !ruled.contains_key(*pod)).cloned());
-        let scope = if self.unsure {
-            Scope::Everything
-        } else {
-            Scope::Dirty(&self.dirty)
-        };
-        let desired = self.compiler.tables();
-        let plan = plan::plan(self.datapath.actual(), desired, scope, &mut self.ids);
-        if !plan.is_empty() {
-            let begun = std::time::Instant::now();
-            match self.datapath.execute(&plan, desired) {
-                Ok(()) => {}
-                Err(datapath::Error::TooSmall(full)) => {
-                    // Nothing was written. Say whose policies need the room.
-                    let full = Box::new(self.compiler.blame(*full));
-                    return Err(datapath::Error::TooSmall(full));
-                }
-                Err(error) => {
-                    self.unsure = true;
-                    return Err(error);
-                }
-            }
-            tracing::info!(
-                steps = plan.steps.len(),
-                pods = desired.pods.len(),
-                cells = desired.cells.len(),
-                took = ?begun.elapsed(),
-                "policy in force"
-            );
-        }
-        self.unsure = false;
-        self.dirty = Dirty::default();
-        if let Some(came) = self.changed.take() {
-            self.latency.events.observe(came.elapsed().as_secs_f64());
-        }
-        Ok(())
-    }
-
-    /// Notes failures, tells those that are new, writes the report.
-    fn finish(&mut self, failures: Vec<datapath::Error>) {
-        let mut noted = BTreeMap::new();
-        for failure in failures {
-            let environment = failure.is_environment();
-            self.shared.failed(failure.kind());
-            let text = format!("{:#}", anyhow::Error::from(failure));
-            let known = self.failures.get(&text).copied();
-            if known.is_none() {
-                tracing::error!("{text}");
-            }
-            let since = known.map_or_else(now, |known| known.since);
-            noted.insert(text, Noted { since, environment });
-        }
-        if noted.is_empty() {
-            self.retry = RETRY.0;
-        } else {
-            self.retry = (self.retry * 2).min(RETRY.1);
-        }
-        self.failures = noted;
-        self.report_due = true;
-        self.write_report();
-    }
-
     fn next_look(&mut self) -> Instant {
         let (pods, devices) = self.datapath.unbound();
         let mut pause = if self.failures.is_empty() {
@@ -492,30 +359,6 @@ impl Agent {
         due
     }
 
-    fn local_pods(&self) -> Vec<LocalPod> {
-        let exempt = |namespace: &str, name: &str| {
-            self.config
-                .exempt
-                .iter()
-                .any(|pattern| match pattern.split_once('/') {
-                    Some((its_namespace, its_name)) => its_namespace == namespace && its_name == name,
-                    None => pattern == namespace,
-                })
-        };
-        self.compiler
-            .tables()
-            .pods
-            .keys()
-            .filter_map(|name| self.snapshot.pods.get(name))
-            .map(|pod| LocalPod {
-                exempt: exempt(&pod.name.namespace, &pod.name.name),
-                addresses: self.assigned.addresses(pod),
-                name: pod.name.clone(),
-                uid: pod.uid.clone(),
-            })
-            .collect()
-    }
-
     fn outcome(&self) -> anyhow::Result<()> {
         match self.failures.iter().next() {
             Some((failure, noted)) if noted.environment => return Err(bad_input(failure).into()),
@@ -530,43 +373,6 @@ impl Agent {
         }
         Ok(())
     }
-}
-
-/// Without CNI results a pod is told by a route, an alias or its own address, each of which comes later.
-fn no_results(directory: &Path, (pods, devices): (usize, usize)) -> Option<Problem> {
-    if directory.exists() || pods == 0 || devices == 0 {
-        return None;
-    }
-    Some(Problem {
-        file: None,
-        line: None,
-        severity: Severity::Warning,
-        object: Some(format!("CNI results {}", directory.display())),
-        field: None,
-        message: "are not there: a pod's rules are in force only when a route, an alias or its address in the API says whose its \
-                  veth is; until then it gets what --unknown-pods says"
-            .to_owned(),
-        help: "name the runtime's directory with --cni-cache, mounted into the agent's pod; or grant CAP_SYS_ADMIN, so that \
-               pods' own namespaces can be asked"
-            .to_owned(),
-    })
-}
-
-/// A node that nobody names is most probably misspelt: nothing would be enforced.
-fn unknown_node(node: &str, snapshot: &Snapshot) -> Option<Problem> {
-    let is_node_of = |pod: &Pod| pod.node.as_deref() == Some(node);
-    if snapshot.nodes.contains_key(node) || snapshot.pods.values().any(is_node_of) {
-        return None;
-    }
-    Some(Problem {
-        file: None,
-        line: None,
-        severity: Severity::Warning,
-        object: Some(format!("Node {node}")),
-        field: None,
-        message: "no pod is on this node and no Node object has its name: nothing is enforced".to_owned(),
-        help: "give --node the spec.nodeName of this node's pods".to_owned(),
-    })
 }
 
 /// Seconds since 1970.

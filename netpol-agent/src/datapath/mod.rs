@@ -11,7 +11,6 @@ mod binder;
 pub mod cleanup;
 pub mod cni;
 pub mod conntrack;
-mod counters;
 pub mod devices;
 pub mod error;
 mod grace;
@@ -33,6 +32,5 @@ pub mod wakeups;
 mod words;
 
 pub use binder::LocalPod;
-pub use counters::{Fill, PodDrops};
 pub use error::{Error, Result};
 pub use node::{Datapath, Guard, Options, UnknownPods};

@@ -5,7 +5,6 @@
 //! Reading through system calls does not count as hearing of it.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -19,10 +18,9 @@ use netpol_common::{
 };
 
 use super::{
-    Datapath, Fill,
+    Datapath,
     abi::{Abi, Plain, SHAPES},
     error::{Error, Result, os_error},
-    maps::fill,
     node::jiffies,
     object::{self, Pins},
 };
@@ -60,22 +58,13 @@ impl Swept {
 pub(super) struct Sweeper {
     begun: Option<Instant>,
     running: Option<JoinHandle<Result<Vec<Swept>>>>,
-    /// How full the last sweep has left the tables.
-    fill: Arc<Mutex<Vec<Fill>>>,
-}
-
-impl Sweeper {
-    /// How full the last sweep has left the tables that only a walk can count; empty before the first.
-    pub(super) fn fill(&self) -> Vec<Fill> {
-        self.fill.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
 }
 
 impl Datapath {
     /// How long until [`Self::sweep`] has something to do.
     #[must_use]
     pub fn next_sweep(&self) -> Duration {
-        let Sweeper { begun, running, .. } = &self.sweeper;
+        let Sweeper { begun, running } = &self.sweeper;
         let wait = begun.map_or(Duration::ZERO, |begun| {
             self.sweep_interval().saturating_sub(begun.elapsed())
         });
@@ -105,41 +94,11 @@ impl Datapath {
         }
         let (pins, now) = (self.options.pins.clone(), jiffies(&mut self.ebpf)?);
         let thread = thread::Builder::new().name("sweep".to_owned());
-        let latest = self.sweeper.fill.clone();
-        let running = thread.spawn(move || {
-            let swept = sweep(&pins, now)?;
-            let counted = count(&pins, &swept)?;
-            *latest.lock().unwrap_or_else(PoisonError::into_inner) = counted;
-            Ok(swept)
-        });
+        let running = thread.spawn(move || sweep(&pins, now));
         self.sweeper.running =
             Some(running.map_err(Error::io("starting the thread that sweeps the flow tables"))?);
         Ok(())
     }
-}
-
-/// What is left in the tables that only a walk can count.
-fn count(pins: &Pins, swept: &[Swept]) -> Result<Vec<Fill>> {
-    let mut found: Vec<Fill> = swept
-        .iter()
-        .map(|swept| Fill {
-            map: swept.map,
-            entries: swept.kept,
-            capacity: swept.capacity,
-        })
-        .collect();
-    let (frags, capacity) = open(pins, maps::FRAGS)?;
-    found.extend(fill(&frags, maps::FRAGS).map(|entries| Fill {
-        map: maps::FRAGS,
-        entries,
-        capacity,
-    }));
-    Ok(found)
-}
-
-fn open(pins: &Pins, name: &'static str) -> Result<(Map, u32)> {
-    let shape = SHAPES.iter().find(|shape| shape.name == name);
-    object::pinned(pins, shape.ok_or(Error::Missing { kind: "map", name })?)
 }
 
 fn tell(swept: &Swept) {
@@ -167,7 +126,10 @@ fn tell(swept: &Swept) {
 /// # Errors
 /// A map can not be read.
 pub fn sweep(pins: &Pins, now: u64) -> Result<Vec<Swept>> {
-    let open = |name| open(pins, name);
+    let open = |name: &'static str| {
+        let shape = SHAPES.iter().find(|shape| shape.name == name);
+        object::pinned(pins, shape.ok_or(Error::Missing { kind: "map", name })?)
+    };
     let config: Array<MapData, Plain<Config>> =
         open(maps::CONFIG)?
             .0

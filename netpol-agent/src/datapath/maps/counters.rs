@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use netpol_common::event::{Count, DropKey, maps, verdict};
 
-use super::Maps;
 use crate::datapath::{
     abi::Plain,
     error::{Error, Result},
@@ -46,32 +45,4 @@ fn read(map: &Drops) -> Result<BTreeMap<DropKey, Count>> {
         .map(|entry| entry.map(|(key, counts)| (key.0, sum(&counts))))
         .collect::<Result<_, _>>()
         .map_err(Error::map(maps::DROPS, "reading", 0))
-}
-
-impl Maps {
-    /// Drop counters.
-    pub(crate) fn drops(&self) -> Result<BTreeMap<DropKey, Count>> {
-        read(&self.drops)
-    }
-
-    /// Packets and bytes of every hook and reason that is counted.
-    pub(crate) fn verdicts(&self) -> Result<BTreeMap<(u8, u8), Count>> {
-        read_verdicts(&self.verdicts)
-    }
-
-    /// Entries of a map that is small enough to be walked whenever somebody asks; `None` for all others.
-    pub(crate) fn small_fill(&self, name: &'static str) -> Result<Option<usize>> {
-        let count: Result<usize, _> = match name {
-            maps::IFACES => self.ifaces.keys().map(one).sum(),
-            maps::LOCAL4 => self.local4.keys().map(one).sum(),
-            maps::LOCAL6 => self.local6.keys().map(one).sum(),
-            maps::DROPS => self.drops.keys().map(one).sum(),
-            _ => return Ok(None),
-        };
-        count.map(Some).map_err(Error::map(name, "counting", 0))
-    }
-}
-
-fn one<K>(key: Result<K, MapError>) -> Result<usize, MapError> {
-    key.map(|_| 1)
 }

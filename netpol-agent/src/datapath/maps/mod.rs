@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, os::fd::AsFd as _};
 
 use aya::{
     Pod as Plainly,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap},
 };
 use netpol_common::{
     event::{Count, DropKey, maps},
@@ -50,7 +50,6 @@ pub(crate) struct Maps {
     opening4: Hash<Plain<Key4>, Plain<Flow>>,
     opening6: Hash<Plain<Key6>, Plain<Flow>>,
     drops: PerCpuHashMap<MapData, Plain<DropKey>, Plain<Count>>,
-    verdicts: PerCpuArray<MapData, Plain<Count>>,
     quotas: Array<MapData, Plain<Quota>>,
     config: Array<MapData, Plain<Config>>,
     state: Words,
@@ -119,7 +118,6 @@ impl Maps {
             opening4: typed(found, maps::OPENING4)?,
             opening6: typed(found, maps::OPENING6)?,
             drops: typed(found, maps::DROPS)?,
-            verdicts: typed(found, maps::VERDICTS)?,
             quotas: typed(found, maps::QUOTAS)?,
             config: typed(found, maps::CONFIG)?,
             state,
