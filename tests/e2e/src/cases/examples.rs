@@ -241,7 +241,14 @@ impl<'c> Scene<'c> {
             self.spaces.push(space);
         }
         let mut all: Vec<Value> = of("Service")
-            .map(|service| self.renamed(service.clone()))
+            .map(|service| {
+                let mut service = self.renamed(service.clone());
+                // Examples are asked by both families; a Service has one unless it says so.
+                if service["spec"]["ipFamilyPolicy"].is_null() {
+                    service["spec"]["ipFamilyPolicy"] = json!("PreferDualStack");
+                }
+                service
+            })
             .collect();
         self.services = all.clone();
         for (at, pod) in of("Pod").enumerate() {
