@@ -129,7 +129,7 @@ impl Changes {
                 self.dead.push_back(pod);
                 Box::pin(api.delete_pod(pod))
             }
-            2 => Box::pin(api.set_status(pod, life % 2 == 0)),
+            2 => Box::pin(api.set_status(pod, life.is_multiple_of(2))),
             // One in eight of them is one that selectors ask for.
             _ if turn % 32 == 1 => Box::pin(async move { api.set_label(pod, "app", "api").await }),
             _ => Box::pin(async move { api.set_label(pod, "version", &format!("v{life}")).await }),
@@ -167,9 +167,9 @@ async fn change(api: &Api, rate: u32, counts: &Counts) -> Result<()> {
 
 fn note(counts: &Counts, done: Result<()>) {
     counts.done.fetch_add(1, Ordering::Relaxed);
-    if let Err(error) = done.context("changing a pod") {
-        if counts.failed.fetch_add(1, Ordering::Relaxed) == 0 {
-            eprintln!("  {error:#}");
-        }
+    if let Err(error) = done.context("changing a pod")
+        && counts.failed.fetch_add(1, Ordering::Relaxed) == 0
+    {
+        eprintln!("  {error:#}");
     }
 }
