@@ -106,13 +106,7 @@ fn left(cluster: &Cluster, ns: &str) -> Result<Vec<String>> {
         let text = cluster.kubectl.exec(
             ns,
             &pod,
-            &[
-                "/netpol-probe",
-                "look",
-                "/node/bpf",
-                "/node/run",
-                "/node/run/netpol",
-            ],
+            &["/netpol-probe", "look", "/node/bpf/netpol", "/node/run/netpol"],
         )?;
         for line in text.lines() {
             let line: Value = serde_json::from_str(line)?;
@@ -122,11 +116,8 @@ fn left(cluster: &Cluster, ns: &str) -> Result<Vec<String>> {
                 .into_iter()
                 .flatten()
                 .filter_map(Value::as_str);
-            // The mounts of the clean-up's own pod make /run/netpol; nothing may be in it.
-            let ours = holds.filter(|name| {
-                path.ends_with("/netpol") || (path.ends_with("/bpf") && name.starts_with("netpol"))
-            });
-            left.extend(ours.map(|name| format!("{}: {path}/{name}", node.name)));
+            // The clean-up's own pod makes both while it waits, one to be mounted, one to be locked; nothing may be in them.
+            left.extend(holds.map(|name| format!("{}: {path}/{name}", node.name)));
         }
     }
     Ok(left)
