@@ -252,6 +252,15 @@ impl Cluster {
     /// # Errors
     /// kubectl's, or an agent does not become ready.
     pub(crate) fn deploy_agent(&self) -> Result<()> {
+        // A clean-up of a run that was killed lets no agent onto its nodes.
+        self.kubectl.run(&[
+            "delete",
+            "daemonset/netpol-cleanup",
+            "-n",
+            SYSTEM,
+            "--ignore-not-found",
+            "--timeout=60s",
+        ])?;
         self.apply_manifest("netpol.yaml")?;
         self.wait_for_agents()
     }
