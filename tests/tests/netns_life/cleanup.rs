@@ -1,8 +1,8 @@
 //! `cleanup`, a second agent, and other people's things on the same devices.
 
 use std::{
-    fs,
-    os::unix::fs::symlink,
+    fs::{self, File},
+    os::unix::fs::{MetadataExt as _, symlink},
     path::Path,
     process::{Command, Stdio},
     time::Duration,
@@ -12,7 +12,10 @@ use netpol_tests::{
     cluster::{Cluster, Node, Options, binary},
     net::{Namespace, wait_until},
 };
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+};
 
 use netpol_tests::town::{app, assert_closed, assert_open, ingress, serve, text, town, uplink};
 
@@ -63,6 +66,11 @@ fn names(directory: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// Whether somebody holds the directory as agents hold theirs.
+fn is_locked(directory: &Path) -> bool {
+    File::open(directory).is_ok_and(|directory| Flock::lock(directory, FlockArg::LockSharedNonblock).is_err())
 }
 
 fn play(attach: &str) {
@@ -242,6 +250,8 @@ fn a_cleanup_that_waits_keeps_agents_out() {
     cluster.node_mut(1).kill_agent().unwrap();
 
     let pins = cluster.node(1).pins.clone();
+    let inode = || fs::metadata(&pins).map(|directory| directory.ino()).ok();
+    let cleaned = inode();
     let mut command = Command::new(binary().unwrap());
     command.args(["cleanup", "--wait", "--pin"]).arg(&pins);
     command
@@ -249,9 +259,9 @@ fn a_cleanup_that_waits_keeps_agents_out() {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let mut waiting = cluster.node(1).namespace.spawn(&mut command).unwrap();
+    // The directory is made anew to be held: until then the agent's is being cleaned.
     let held = wait_until(Duration::from_secs(10), || {
-        let versions = names(&pins);
-        Ok(versions.len() == 1 && names(&pins.join(&versions[0])).is_empty())
+        Ok(inode() != cleaned && is_locked(&pins) && names(&pins).is_empty())
     });
     assert!(held.unwrap(), "{:?}", names(&pins));
     assert_open(&cluster, "b", "a");
