@@ -1,6 +1,12 @@
 //! The cluster under test: its nodes, the agent on it, and what the tests make there.
 
-use std::{net::IpAddr, path::PathBuf, sync::OnceLock, time::Duration};
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::OnceLock,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -9,6 +15,7 @@ use crate::{
     kubectl::{Kubectl, until},
     local::{Local, Outside},
     objects::{LABEL, Pod, namespace},
+    stop,
 };
 
 /// Where the agent is.
@@ -58,7 +65,7 @@ impl Cluster {
     /// # Errors
     /// It can't be reached, or has no node.
     pub(crate) fn new(kubectl: Kubectl, image: String, agent_image: String, deploy: PathBuf) -> Result<Self> {
-        let all = kubectl.list(&["nodes"])?;
+        let all = settled(&kubectl)?;
         let mut nodes: Vec<Node> = all.iter().filter(|node| can_run(node)).map(node).collect();
         nodes.sort_by(|one, other| one.name.cmp(&other.name));
         if nodes.is_empty() {
@@ -303,6 +310,26 @@ impl Cluster {
         let outside = Outside::start(local, probe, &nodes)?;
         Ok(self.outside.get_or_init(|| outside))
     }
+}
+
+/// All nodes, once none has just begun: a node that is about to be ready would be missed by cases that need it.
+fn settled(kubectl: &Kubectl) -> Result<Vec<Value>> {
+    let begins = |node: &Value| {
+        let taints = node["spec"]["taints"].as_array().into_iter().flatten();
+        let mut keys = taints.filter_map(|taint| taint["key"].as_str());
+        // A node that is cordoned, or broken for longer, is not waited for.
+        keys.any(|key| {
+            key == "node.kubernetes.io/not-ready" || key == "node.cloudprovider.kubernetes.io/uninitialized"
+        })
+    };
+    let mut all = kubectl.list(&["nodes"])?;
+    let start = Instant::now();
+    while all.iter().any(begins) && start.elapsed() < Duration::from_secs(60) {
+        stop::check()?;
+        thread::sleep(Duration::from_millis(500));
+        all = kubectl.list(&["nodes"])?;
+    }
+    Ok(all)
 }
 
 fn can_run(node: &Value) -> bool {

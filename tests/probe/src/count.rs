@@ -113,12 +113,13 @@ fn count_allowed(target: Target, counts: &Arc<Counts>) {
         }
     }
     spawn(move || {
+        // A SYN is repeated until the other node knows this pod; a datagram is not.
+        let mut known = target.kind != Kind::Udp;
         loop {
-            let counter = match ask(None, target, LIMIT) {
-                Outcome::Answered(..) => &short.opened,
-                _ => &short.refused,
-            };
-            counter.fetch_add(1, Relaxed);
+            let answered = matches!(ask(None, target, LIMIT), Outcome::Answered(..));
+            known |= answered;
+            let counter = if answered { &short.opened } else { &short.refused };
+            counter.fetch_add(u64::from(known), Relaxed);
             thread::sleep(PACE);
         }
     });

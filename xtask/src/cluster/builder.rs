@@ -165,12 +165,14 @@ fn ranges(known: &Value, name: &str) -> Option<Vec<String>> {
     )
 }
 
+/// It says so, and the taints are gone that keep pods away until it does: those go a moment later.
 fn is_ready(known: &Value, name: &str) -> bool {
-    let conditions = item(known, name).and_then(|item| item["status"]["conditions"].as_array());
-    conditions
-        .into_iter()
-        .flatten()
-        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    let Some(item) = item(known, name) else {
+        return false;
+    };
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+    list(&item["status"]["conditions"]).iter().any(ready) && list(&item["spec"]["taints"]).is_empty()
 }
 
 /// Asks again and again, as long as every component lives.
@@ -239,8 +241,11 @@ mod tests {
             {"metadata": {"name": "n1"}, "spec": {"podCIDRs": ["10.244.0.0/24"]},
              "status": {"conditions": [{"type": "MemoryPressure", "status": "False"}, {"type": "Ready", "status": "True"}]}},
             {"metadata": {"name": "n2"}, "spec": {}, "status": {"conditions": [{"type": "Ready", "status": "False"}]}},
+            {"metadata": {"name": "n3"}, "spec": {"taints": [{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]},
+             "status": {"conditions": [{"type": "Ready", "status": "True"}]}},
         ]});
-        assert!(is_ready(&known, "n1") && !is_ready(&known, "n2") && !is_ready(&known, "n3"));
+        let ready = ["n1", "n2", "n3", "n4"].map(|name| is_ready(&known, name));
+        assert_eq!(ready, [true, false, false, false]);
         assert_eq!(ranges(&known, "n1"), Some(vec!["10.244.0.0/24".into()]));
         assert_eq!(ranges(&known, "n2"), None);
     }

@@ -21,8 +21,8 @@ use super::{
 };
 use crate::ui;
 
-/// How long processes that were killed may take to end.
-pub(super) const LIMIT: Duration = Duration::from_secs(20);
+/// How long processes that were killed may take to end: with pods' network namespaces and mounts, on a machine that builds.
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 /// Removes everything of the cluster `name`; its supervisor is the caller or dead.
 ///
@@ -31,7 +31,7 @@ pub(super) const LIMIT: Duration = Duration::from_secs(20);
 pub(super) fn remove(name: &str) -> Result<()> {
     let dir = dir(name);
     if let Ok(record) = Record::read(&dir) {
-        end(record.init, Signal::SIGKILL)?;
+        end(record.init, Signal::SIGKILL, LIMIT)?;
     }
     remove_link(&format!("npc-{name}"))?;
     cgroups::remove(name)?;
@@ -49,11 +49,11 @@ pub(super) fn remove_base() {
     let _ = fs::remove_dir(BASE);
 }
 
-/// Ends a process and waits until it, and with it its PID namespace, is gone.
+/// Ends a process and waits until it, and with it its PID namespace, is gone, at most for `limit`.
 ///
 /// # Errors
 /// It does not end.
-pub(super) fn end(process: Process, signal: Signal) -> Result<()> {
+pub(super) fn end(process: Process, signal: Signal, limit: Duration) -> Result<()> {
     let proc = Path::new("/proc");
     let start = Instant::now();
     if process.is_alive(proc) {
@@ -63,7 +63,7 @@ pub(super) fn end(process: Process, signal: Signal) -> Result<()> {
         }
     }
     while process.is_alive(proc) {
-        if start.elapsed() > LIMIT {
+        if start.elapsed() > limit {
             bail!("process {} does not end", process.pid);
         }
         thread::sleep(Duration::from_millis(20));

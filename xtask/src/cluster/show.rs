@@ -22,8 +22,8 @@ use super::{
 };
 use crate::ui::say;
 
-/// How long a supervisor that ends may take to remove its cluster.
-const LIMIT: Duration = Duration::from_secs(20);
+/// How long a supervisor that ends may take to remove its cluster: it waits for processes, then for their cgroups.
+const LIMIT: Duration = residue::LIMIT.saturating_mul(3);
 
 /// `cluster down`
 pub(super) fn down(name: &str) -> Result<ExitCode> {
@@ -36,7 +36,7 @@ pub(super) fn down(name: &str) -> Result<ExitCode> {
     }
     // The supervisor removes everything itself; a dead one leaves that to us.
     if let Ok(record) = Record::read(&dir) {
-        residue::end(record.supervisor, Signal::SIGTERM)?;
+        residue::end(record.supervisor, Signal::SIGTERM, LIMIT)?;
     }
     clear(name)?;
     say("cluster", &format!("{name} is gone"));
