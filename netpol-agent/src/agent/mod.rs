@@ -141,6 +141,8 @@ struct Agent {
     failures: BTreeMap<String, Noted>,
     retry: Duration,
     unbound_looks: u32,
+    /// Devices wait for their programs.
+    more_devices: bool,
     /// When the kernel was last asked about everything.
     asked: Instant,
     /// When the change came that is not in the kernel yet.
@@ -175,6 +177,7 @@ impl Agent {
             failures: BTreeMap::new(),
             retry: RETRY.0,
             unbound_looks: 0,
+            more_devices: false,
             asked: Instant::now(),
             changed: None,
             births: Births::default(),
@@ -325,6 +328,9 @@ impl Agent {
     }
 
     fn next_look(&mut self) -> Instant {
+        if self.more_devices {
+            return Instant::now();
+        }
         let (pods, devices) = self.datapath.unbound();
         let mut pause = if self.failures.is_empty() {
             RESYNC
@@ -345,6 +351,7 @@ impl Agent {
     fn is_only_report(&self) -> bool {
         let (pods, devices) = self.datapath.unbound();
         self.report_due
+            && !self.more_devices
             && self.failures.is_empty()
             && (pods == 0 || devices == 0)
             && !self.datapath.next_sweep().is_zero()

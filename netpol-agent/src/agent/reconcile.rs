@@ -35,7 +35,9 @@ impl Agent {
         // Whose device is known by now, and whose rules are in place, does not wait for what other devices need.
         failures.extend(self.datapath.bind().err());
         // A new device gets its programs at once; until its pod and the pod's rules are known nothing passes.
-        failures.extend(self.datapath.attach());
+        let (unattached, more) = self.datapath.attach_next();
+        failures.extend(unattached);
+        self.more_devices = more;
         let rules = self.enforce();
         let devices = self.datapath.bind();
         if rules.is_ok() && devices.is_ok() {

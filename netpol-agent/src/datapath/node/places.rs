@@ -24,6 +24,15 @@ pub enum Guard {
     Pod,
 }
 
+/// A program that is to be on a device.
+struct Place {
+    hook: Hook,
+    index: u32,
+    name: String,
+    /// Whose the device is: of a pod that is known or not; `None` where it leads outside.
+    known: Option<bool>,
+}
+
 impl Datapath {
     /// Looks at the devices of the calling thread's network namespace and at what names their pods; `closely`, also
     /// at whether somebody has removed what is attached.
@@ -140,41 +149,77 @@ impl Datapath {
     /// Each failure is returned; the other devices are served all the same.
     pub fn attach(&mut self) -> Vec<Error> {
         let mut failures = Vec::new();
-        let mut places: Vec<(Hook, u32, &str)> = Vec::new();
+        for place in self.missing() {
+            failures.extend(self.attach_to(&place).err());
+        }
+        failures.extend(self.tidy().err());
+        failures
+    }
+
+    /// As [`Self::attach`]; but where only pods' devices are new, one of them is served, and it is told whether there are
+    /// more. Each program waits for an RCU grace period, and what is known of one pod by then need not wait for all others.
+    pub fn attach_next(&mut self) -> (Vec<Error>, bool) {
+        let missing = self.missing();
+        // What another version holds stays missing until it is taken over.
+        if self.takeover.is_some() || missing.iter().any(|place| place.known.is_none()) {
+            return (self.attach(), false);
+        }
+        let (mut failures, mut more) = (Vec::new(), false);
+        let mut left = missing.chunk_by(|one, other| one.index == other.index).peekable();
+        while let Some(device) = left.next() {
+            let failed = failures.len();
+            failures.extend(device.iter().filter_map(|place| self.attach_to(place).err()));
+            if failures.len() == failed {
+                more = left.peek().is_some();
+                break;
+            }
+        }
+        failures.extend(self.tidy().err());
+        (failures, more)
+    }
+
+    /// Programs that are not on their devices, in the order in which they are to be attached.
+    fn missing(&self) -> Vec<Place> {
+        let mut places: Vec<Place> = Vec::new();
         for (index, role) in &self.roles {
             let Some(device) = self.seen.devices.get(index) else {
                 continue;
             };
-            let hooks = match role {
-                Role::Pod(_) => [Hook::FromPod, Hook::ToPod],
-                Role::Outside => [Hook::Arrive, Hook::Settle],
+            let (hooks, known) = match role {
+                Role::Pod(pod) => ([Hook::FromPod, Hook::ToPod], Some(pod.is_some())),
+                Role::Outside => ([Hook::Arrive, Hook::Settle], None),
                 Role::None(_) => continue,
             };
-            places.extend(hooks.map(|hook| (hook, *index, device.name.as_str())));
+            let there = self.attachments.on(*index);
+            let missing = hooks.into_iter().filter(|hook| !there.contains(hook));
+            places.extend(missing.map(|hook| Place {
+                hook,
+                index: *index,
+                name: device.name.clone(),
+                known,
+            }));
         }
-        places.retain(|(hook, index, _)| !self.attachments.on(*index).contains(hook));
         // No way out enforces before every way in tells who sends. But where only pods' devices are new, one is finished before
-        // the next is begun: each attachment waits for an RCU grace period, and nothing passes an unknown pod's device.
-        let only_pods = places
-            .iter()
-            .all(|(_, index, _)| matches!(self.roles.get(index), Some(Role::Pod(_))));
-        match only_pods {
-            true => places.sort_by_key(|(hook, index, _)| (*index, !hook.is_way_in())),
-            false => places.sort_by_key(|(hook, index, _)| (!hook.is_way_in(), *index)),
-        }
-        for (hook, index, name) in places {
-            if let Err(error) = self
-                .attachments
-                .attach(&mut self.ebpf, Target { index, name }, hook)
-            {
-                // A device that went meanwhile will be announced.
-                if nix::net::if_::if_nametoindex(name) == Ok(index) {
-                    failures.push(error);
-                }
+        // the next is begun, as nothing passes an unknown pod's device: first those whose pods are about to start.
+        match places.iter().all(|place| place.known.is_some()) {
+            true => {
+                places.sort_by_key(|place| (place.known != Some(true), place.index, !place.hook.is_way_in()))
             }
+            false => places.sort_by_key(|place| (!place.hook.is_way_in(), place.index)),
         }
-        failures.extend(self.tidy().err());
-        failures
+        places
+    }
+
+    /// A device that went meanwhile is no failure: it will be announced.
+    fn attach_to(&mut self, place: &Place) -> Result<()> {
+        let (index, name) = (place.index, place.name.as_str());
+        let attached = self
+            .attachments
+            .attach(&mut self.ebpf, Target { index, name }, place.hook);
+        if attached.is_err() && nix::net::if_::if_nametoindex(name) != Ok(index) {
+            return Ok(());
+        }
+        attached
     }
 
     /// Takes programs off devices that need none, and removes the pins of devices that are gone.

@@ -14,22 +14,31 @@ use crate::{
     objects::{Pod, pods, policy, tcp, udp},
 };
 
-/// Pods of a wave.
+/// Pods of a wave: more than the machine can start at a time.
 const WAVE: usize = 25;
+/// Pods of a ripple: as an autoscaler or a roll-out starts them on two nodes.
+const RIPPLE: usize = 4;
 
 /// The case.
 pub(super) fn cases() -> Vec<Case> {
-    vec![case(
-        "waves-of-pods",
-        "300 pods in waves: no first process gets a packet through that policy denies, no allowed first connection \
-         fails; and how long it takes until policy is in force",
-        ANY,
-        waves,
-    )]
+    vec![
+        case(
+            "waves-of-pods",
+            "300 pods in waves of 25: no first process gets a packet through that policy denies, no allowed first \
+             connection fails; and how long it takes until policy is in force",
+            ANY,
+            |cluster, name| waves(cluster, name, if cluster.whole { 300 } else { 100 }, WAVE),
+        ),
+        case(
+            "pods-a-few-at-a-time",
+            "300 pods, four at a time: the same",
+            ANY,
+            |cluster, name| waves(cluster, name, if cluster.whole { 300 } else { 40 }, RIPPLE),
+        ),
+    ]
 }
 
-fn waves(cluster: &Cluster, name: &str) -> Result<String> {
-    let all = if cluster.whole { 300 } else { 100 };
+fn waves(cluster: &Cluster, name: &str, all: usize, size: usize) -> Result<String> {
     let space = cluster.space(&format!("e2e-{name}"), &[])?;
     let ns = space.name.as_str();
     let (here, there) = cluster.two();
@@ -39,8 +48,8 @@ fn waves(cluster: &Cluster, name: &str) -> Result<String> {
     let (open, shut) = (cluster.pod(ns, "open")?, cluster.pod(ns, "shut")?);
     let before = metrics::read(cluster)?;
     let mut first = Vec::new();
-    for start in (0..all).step_by(WAVE) {
-        let wave: Vec<Pod> = (start..all.min(start + WAVE))
+    for start in (0..all).step_by(size) {
+        let wave: Vec<Pod> = (start..all.min(start + size))
             .map(|at| pod(cluster, ns, at, &open, &shut))
             .collect();
         let objects: Vec<Value> = wave.iter().map(|pod| pod.object(&cluster.image)).collect();
