@@ -153,9 +153,13 @@ fn run_to_its_end(cluster: &Cluster, ns: &str, name: &str) -> Result<Placed> {
     cluster.pod(ns, name)
 }
 
-/// The file that the CNI plugin keeps for an address of a node.
-fn lease(address: IpAddr) -> String {
-    format!("/var/lib/cni/networks/*/{address}")
+/// Where host-local keeps its leases: by itself, and as kindnet tells it to.
+const LEASES: [&str; 2] = ["/var/lib/cni/networks", "/run/cni-ipam-state"];
+
+/// A shell's condition: the CNI plugin keeps a file for an address of the node.
+fn is_leased(address: IpAddr) -> String {
+    let files = LEASES.map(|dir| format!("{dir}/*/{address}")).join(" ");
+    format!("ls {files} 2>/dev/null | grep -q .")
 }
 
 /// Makes the address the next one that a node gives away.
@@ -169,9 +173,10 @@ fn next(cluster: &Cluster, node: &str, address: IpAddr) -> Result<()> {
         .as_ref()
         .context("the cluster is not on this machine")?;
     let script = format!(
-        "for file in /var/lib/cni/networks/*/last_reserved_ip.0; do
-           grep -q '\\.' $file && printf %s {before} >$file
-         done"
+        "for file in {}; do
+           [ ! -e $file ] || ! grep -q '\\.' $file || printf %s {before} >$file
+         done",
+        LEASES.map(|dir| format!("{dir}/*/last_reserved_ip.0")).join(" ")
     );
     local.in_node(node, &script).map(drop)
 }
@@ -192,7 +197,7 @@ fn completed(cluster: &Cluster, name: &str) -> Result<String> {
         .context("the cluster is not on this machine")?;
     // kubelet gives the address back soon after; the object keeps it.
     until(Duration::from_secs(60), || {
-        local.in_node(&here.name, &format!("! ls {} 2>/dev/null", lease(address)))
+        local.in_node(&here.name, &format!("! {{ {}; }}", is_leased(address)))
     })?;
     next(cluster, &here.name, address)?;
     let heir = scene.run(&scene.first("heir", "stranger", false))?;
@@ -244,7 +249,7 @@ fn reused(cluster: &Cluster, name: &str) -> Result<String> {
             "--grace-period=0",
             "--force",
         ])?;
-        let gone = format!("while ls {} >/dev/null 2>&1; do sleep 0.02; done", lease(address));
+        let gone = format!("while {}; do sleep 0.02; done", is_leased(address));
         local.in_node(&here.name, &gone)?;
         let start = Instant::now();
         let heir_name = format!("heir-{round}");
@@ -252,7 +257,7 @@ fn reused(cluster: &Cluster, name: &str) -> Result<String> {
         cluster.kubectl.apply(&[heir.object(&cluster.image)])?;
         local.in_node(
             &here.name,
-            &format!("until ls {} >/dev/null 2>&1; do sleep 0.02; done", lease(address)),
+            &format!("until {}; do sleep 0.02; done", is_leased(address)),
         )?;
         longest = longest.max(start.elapsed().as_secs_f64());
         let heir = run_to_its_end(cluster, scene.ns(), &heir_name)?;
