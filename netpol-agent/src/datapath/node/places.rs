@@ -24,6 +24,15 @@ pub enum Guard {
     Pod,
 }
 
+/// In which order programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::datapath) enum Order {
+    /// As always.
+    InFirst,
+    /// Where another version's programs are on all devices and do not ask our flows: see [`Datapath::take_over`].
+    OutFirst,
+}
+
 impl Datapath {
     /// Looks at the devices of the calling thread's network namespace and at what names their pods; `closely`, also
     /// at whether somebody has removed what is attached.
@@ -139,6 +148,10 @@ impl Datapath {
     /// Puts the programs on all devices, ways in before ways out, and takes them off what needs none.
     /// Each failure is returned; the other devices are served all the same.
     pub fn attach(&mut self) -> Vec<Error> {
+        self.attach_in(Order::InFirst)
+    }
+
+    pub(in crate::datapath) fn attach_in(&mut self, order: Order) -> Vec<Error> {
         let mut failures = Vec::new();
         let mut places: Vec<(Hook, u32, &str)> = Vec::new();
         for (index, role) in &self.roles {
@@ -158,9 +171,10 @@ impl Datapath {
         let only_pods = places
             .iter()
             .all(|(_, index, _)| matches!(self.roles.get(index), Some(Role::Pod(_))));
-        match only_pods {
-            true => places.sort_by_key(|(hook, index, _)| (*index, !hook.is_way_in())),
-            false => places.sort_by_key(|(hook, index, _)| (!hook.is_way_in(), *index)),
+        match order {
+            Order::InFirst if only_pods => places.sort_by_key(|(hook, index, _)| (*index, !hook.is_way_in())),
+            Order::InFirst => places.sort_by_key(|(hook, index, _)| (!hook.is_way_in(), *index)),
+            Order::OutFirst => places.sort_by_key(|(hook, index, _)| (hook.is_way_in(), *index)),
         }
         for (hook, index, name) in places {
             if let Err(error) = self
