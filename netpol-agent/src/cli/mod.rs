@@ -43,7 +43,8 @@ struct Cli {
         global = true,
         env = "NETPOL_LOG",
         value_name = "FILTER",
-        default_value = "info"
+        default_value = "info",
+        value_parser = log_filter
     )]
     log: String,
 
@@ -165,13 +166,7 @@ pub fn main() -> ExitCode {
             return Exit::BadInput.into();
         }
     };
-    if let Err(error) = start_log(&cli) {
-        eprintln!(
-            "error: --log {}: {error}; help: try `info` or `netpol_agent=debug`",
-            cli.log
-        );
-        return Exit::BadInput.into();
-    }
+    start_log(&cli);
     for name in unread {
         tracing::warn!("the environment has {name}, which is not read");
     }
@@ -215,10 +210,19 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
 }
 
-fn start_log(cli: &Cli) -> Result<(), tracing_subscriber::filter::ParseError> {
+/// Refuses what [`start_log`] could not use.
+fn log_filter(text: &str) -> Result<String, String> {
+    match tracing_subscriber::EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{error}; help: try `info` or `netpol_agent=debug`")),
+    }
+}
+
+fn start_log(cli: &Cli) {
     // What kube logs of failures we say ourselves, with what follows; `--log kube_client=debug` brings it back.
     let filter = format!("kube_client=off,kube_runtime=off,{}", cli.log);
-    let filter = tracing_subscriber::EnvFilter::builder().parse(filter)?;
+    // Its directives were read one by one before.
+    let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(filter);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
@@ -227,7 +231,6 @@ fn start_log(cli: &Cli) -> Result<(), tracing_subscriber::filter::ParseError> {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ use crate::{
     datapath::{
         Options, UnknownPods,
         attach::Mode,
-        object::{Pins, check_capacities},
+        object::{Pins, sizable},
         settings::{QUOTA, Settings, TIMEOUTS},
     },
-    source::kubernetes::Access,
+    source::{kubernetes::Access, parse::closest},
 };
 
 /// Where everything is pinned unless `--pin` says otherwise.
@@ -40,7 +40,7 @@ pub(super) struct Args {
     context: Option<String>,
 
     /// The node whose pods are enforced here: `spec.nodeName` of its pods.
-    #[arg(long, env = "NETPOL_NODE", value_name = "NAME")]
+    #[arg(long, env = "NETPOL_NODE", value_name = "NAME", value_parser = node_name)]
     node: String,
 
     /// Where to serve /metrics, /healthz and /readyz: `ADDRESS:PORT`, `[::]:PORT` for all addresses of both families.
@@ -112,11 +112,11 @@ pub(super) struct Args {
     exempt: Vec<String>,
 
     /// The capacity of a map, in entries; counts when the map is made. Repeatable.
-    #[arg(long, env = "NETPOL_MAP_SIZE", value_name = "MAP=ENTRIES", value_delimiter = ',', value_parser = assignment)]
+    #[arg(long, env = "NETPOL_MAP_SIZE", value_name = "MAP=ENTRIES", value_delimiter = ',', value_parser = capacity)]
     map_size: Vec<(String, u32)>,
 
     /// How long a flow may be silent: opening, established, closing, reset, unanswered, answered, fragment. Repeatable.
-    #[arg(long, env = "NETPOL_TIMEOUT", value_name = "STATE=SECONDS", value_delimiter = ',', value_parser = assignment)]
+    #[arg(long, env = "NETPOL_TIMEOUT", value_name = "STATE=SECONDS", value_delimiter = ',', value_parser = timeout)]
     timeout: Vec<(String, u32)>,
 
     /// How many unanswered flows one pod may have recorded in 30 seconds.
@@ -140,22 +140,52 @@ fn assignment(text: &str) -> Result<(String, u32), String> {
     Ok((name.to_owned(), number))
 }
 
-fn settings(args: &Args) -> Result<Settings, BadInput> {
+fn capacity(text: &str) -> Result<(String, u32), String> {
+    let (name, entries) = assignment(text)?;
+    known(&name, "map", &sizable().collect::<Vec<_>>())?;
+    if entries == 0 {
+        return Err(format!("map `{name}` needs at least one entry"));
+    }
+    Ok((name, entries))
+}
+
+fn timeout(text: &str) -> Result<(String, u32), String> {
+    let (name, seconds) = assignment(text)?;
+    let states: Vec<_> = TIMEOUTS.iter().map(|(name, ..)| *name).collect();
+    known(&name, "state", &states)?;
+    Ok((name, seconds))
+}
+
+fn known(name: &str, what: &str, names: &[&str]) -> Result<(), String> {
+    if names.contains(&name) {
+        return Ok(());
+    }
+    Err(match closest(name, names) {
+        Some(meant) => format!("there is no {what} `{name}`; help: did you mean `{meant}`?"),
+        None => format!(
+            "there is no {what} `{name}`; help: there are {}",
+            names.join(", ")
+        ),
+    })
+}
+
+fn node_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains('/') {
+        return Err("not the name of a node; help: it is the `spec.nodeName` of its pods".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn settings(args: &Args) -> Settings {
     let mut settings = Settings {
         quota: args.quota,
         ..Settings::default()
     };
     for (name, seconds) in &args.timeout {
-        let Some((_, place, _)) = TIMEOUTS.iter().find(|(known, _, _)| known == name) else {
-            let known: Vec<_> = TIMEOUTS.iter().map(|(name, _, _)| *name).collect();
-            let known = known.join(", ");
-            return Err(BadInput(format!(
-                "--timeout {name}: no such state; there are {known}"
-            )));
-        };
-        settings.timeouts[*place] = u64::from(*seconds);
+        let places = TIMEOUTS.iter().filter(|(known, ..)| known == name);
+        places.for_each(|(_, place, _)| settings.timeouts[*place] = u64::from(*seconds));
     }
-    Ok(settings)
+    settings
 }
 
 /// Runs until a signal ends it.
@@ -172,11 +202,7 @@ pub(super) fn resolve(args: Args) -> anyhow::Result<agent::Config> {
     // Read before the arguments were parsed.
     let _file = &args.config;
     let capacities: BTreeMap<_, _> = args.map_size.iter().cloned().collect();
-    check_capacities(&capacities).map_err(|error| BadInput(format!("--map-size: {error}")))?;
-    if args.node.is_empty() || args.node.contains('/') {
-        return Err(BadInput(format!("--node `{}` is not the name of a node", args.node)).into());
-    }
-    let settings = settings(&args)?;
+    let settings = settings(&args);
     if args.manifests.is_some() && args.kubeconfig.is_some() {
         return Err(BadInput(
             "--manifests and --kubeconfig are two sources: keep the one that is meant".to_owned(),

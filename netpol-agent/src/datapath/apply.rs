@@ -103,6 +103,23 @@ impl Datapath {
         Ok(())
     }
 
+    /// Takes over again what conntrack knows of all isolated pods.
+    pub(super) fn adopt_isolated(&mut self) {
+        let actual = std::mem::take(&mut self.actual);
+        let isolated: Vec<Adoption> = actual
+            .pods
+            .iter()
+            .filter(|(_, rules)| rules.ingress != 0 || rules.egress != 0)
+            .map(|(pod, rules)| Adoption {
+                pod: pod.clone(),
+                ingress: rules.ingress != 0,
+                egress: rules.egress != 0,
+            })
+            .collect();
+        self.adopt(&isolated, &actual);
+        self.actual = actual;
+    }
+
     /// Takes over the connections of pods whose isolation begins. Where conntrack is blind (no netfilter, bridged packets
     /// that it never sees) there is the grace for mid-stream TCP instead: enforcement does not wait for it.
     fn adopt(&mut self, list: &[Adoption], desired: &Tables) {
@@ -148,6 +165,11 @@ impl Datapath {
         // One before the current: each is judged at its next packet.
         let epoch = self.maps.epoch().wrapping_sub(1) as u32;
         let connections = conntrack::dump();
+        // Until our programs are in force, others record what begins after this.
+        let moving = self
+            .takeover
+            .as_ref()
+            .is_some_and(|takeover| !takeover.shares_flows);
         let known = connections.as_deref().unwrap_or_default();
         let mut graced = BTreeSet::new();
         for (address, end) in ends.iter().filter(|(_, end)| end.begins) {
@@ -157,7 +179,7 @@ impl Datapath {
                 BRIDGE_HOOK4
             };
             let hooked = std::fs::read_to_string(hook).is_ok_and(|value| value.trim() == "1");
-            if !adopt::knows_all(known, &ends, address.is_ipv6(), self.pods_are_bridged(), hooked) {
+            if moving || !adopt::knows_all(known, &ends, address.is_ipv6(), self.pods_are_bridged(), hooked) {
                 self.maps
                     .set_adopt_until(end.slot.index, now + ADOPTION * self.hz);
                 graced.insert(end.slot.index);

@@ -247,29 +247,10 @@ pub(crate) fn pinned(pins: &Pins, shape: &Shape) -> Result<(Map, u32)> {
     Ok((map, info.max_entries()))
 }
 
-/// Checks capacities that the administrator chose.
-///
-/// # Errors
-/// A sentence about the first that names no map whose capacity can be chosen, or is zero.
-pub fn check_capacities(capacities: &Capacities) -> Result<(), String> {
-    for (name, entries) in capacities {
-        if !SHAPES
-            .iter()
-            .any(|shape| shape.entries.is_none() && shape.name == name)
-        {
-            let known: Vec<_> = SHAPES
-                .iter()
-                .filter(|shape| shape.entries.is_none())
-                .map(|shape| shape.name)
-                .collect();
-            return Err(format!(
-                "no map `{name}` whose size can be chosen; there are {}",
-                known.join(", ")
-            ));
-        }
-        if *entries == 0 {
-            return Err(format!("map `{name}` needs at least one entry"));
-        }
-    }
-    Ok(())
+/// The maps whose capacity the administrator can choose.
+pub fn sizable() -> impl Iterator<Item = &'static str> {
+    SHAPES
+        .iter()
+        .filter(|shape| shape.entries.is_none())
+        .map(|shape| shape.name)
 }

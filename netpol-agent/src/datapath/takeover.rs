@@ -16,6 +16,7 @@ use super::{
     abi::{SHAPES, Shape},
     attach::entries,
     error::{Error, Result},
+    node::Order,
     object::has_shape,
     pins::Pins,
 };
@@ -39,7 +40,8 @@ pub(crate) struct Takeover {
     from: Vec<Pins>,
     /// What a verdict is looked up in is the same for both.
     pub(crate) shares_policy: bool,
-    shares_flows: bool,
+    /// Which connections were allowed, too.
+    pub(crate) shares_flows: bool,
     /// Our tree is built by this run.
     pub(crate) begins: bool,
 }
@@ -87,6 +89,7 @@ pub(crate) fn find(pins: &Pins) -> Result<Option<Takeover>> {
         takeover.shares_policy = takeover.shares_flows && fit(last, &layouts, is_policy)?;
     } else {
         takeover.shares_policy = is_same(pins, last, maps::PODS)?;
+        takeover.shares_flows = is_same(pins, last, maps::FLOWS4)?;
     }
     takeover.from = counted.into_iter().map(|(_, pins)| pins).collect();
     Ok(Some(takeover))
@@ -173,17 +176,20 @@ impl Takeover {
         Ok(())
     }
 
-    /// Their policy epoch. Flows that are shared say under which they were judged: ours must be another.
+    /// Their policy epoch, the highest where there are several. Flows that are shared say under which they were judged.
     ///
     /// # Errors
     /// The map can not be read.
     pub(crate) fn epoch(&self) -> Result<u64> {
-        let Some(last) = self.last() else { return Ok(0) };
         let failed = |error| Error::map(maps::STATE, "reading another version's", 0)(error);
-        let map = MapData::from_pin(last.map(maps::STATE)).map_err(failed)?;
-        let array =
-            Array::<MapData, u64>::try_from(Map::from_map_data(map).map_err(failed)?).map_err(failed)?;
-        array.get(&state::EPOCH, 0).map_err(failed)
+        let of = |tree: &Pins| {
+            let map = MapData::from_pin(tree.map(maps::STATE)).and_then(Map::from_map_data);
+            let array = map.and_then(Array::<MapData, u64>::try_from).map_err(failed)?;
+            array.get(&state::EPOCH, 0).map_err(failed)
+        };
+        self.from
+            .iter()
+            .try_fold(0, |highest, tree| Ok(of(tree)?.max(highest)))
     }
 
     /// Where they say which pod has which index.
@@ -209,15 +215,26 @@ impl Datapath {
     /// After the rules are in place: puts our programs in the place of another version's, and removes what is left of it.
     /// Does nothing where there is none. Each failure is returned; what failed is tried again by the next call.
     pub fn take_over(&mut self) -> Vec<Error> {
-        if self.takeover.is_none() {
+        let Some(takeover) = &self.takeover else {
             return Vec::new();
-        }
+        };
+        let shares_flows = takeover.shares_flows;
         self.attachments.release();
-        let mut failures = self.attach();
+        // Their ways in find replies in their flows, ours in ours. Where these are not the same, connections that begin
+        // meanwhile are in those of whichever way out has judged them: only ours have a grace for what they do not know.
+        let mut failures = self.attach_in(if shares_flows {
+            Order::InFirst
+        } else {
+            Order::OutFirst
+        });
         // What can not be attached here was not attached there either: it keeps nothing of theirs.
         let left = |links: &PathBuf| entries(links).is_ok_and(|links| !links.is_empty());
         let none_left = |takeover: &Takeover| !takeover.links().iter().any(left);
         if failures.is_empty() || self.takeover.as_ref().is_some_and(none_left) {
+            if !shares_flows {
+                // What has begun since the rules were written.
+                self.adopt_isolated();
+            }
             failures.extend(self.end_takeover().err());
         }
         failures

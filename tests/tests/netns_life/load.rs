@@ -40,6 +40,12 @@ pub(crate) fn policies() -> Vec<String> {
     ]
 }
 
+/// Node 1's connection tracking sees everything, as where kube-proxy runs: also what we drop.
+pub(crate) fn track(cluster: &Cluster) {
+    let rule = "table inet t { chain c { type filter hook forward priority 0; ct state invalid counter; }; }";
+    cluster.node(1).namespace.nft(rule).unwrap();
+}
+
 /// A connection on which somebody always waits for an answer.
 struct Stream {
     stop: Arc<AtomicBool>,
@@ -208,7 +214,8 @@ impl Load {
         }
     }
 
-    /// Until every stream and every sender has gone on for a while; no allowed datagram may have been lost by then.
+    /// Until every stream and every sender has gone on for a while; no allowed datagram may have been lost by then, and no
+    /// denied one have passed.
     #[track_caller]
     pub(crate) fn go_on(&self, when: &str) {
         let answers = || {
@@ -230,6 +237,9 @@ impl Load {
                 "{when}: {what}: missing {missing:?} of {}",
                 counter.sent()
             );
+        }
+        for (what, counter) in &self.denied {
+            assert_eq!(counter.received(), 0, "{when}: {what}: denied datagrams passed");
         }
     }
 

@@ -6,6 +6,7 @@ mod born;
 mod cleanup;
 mod flood;
 mod kill;
+mod layouts;
 mod load;
 mod reuse;
 mod tcp;

@@ -11,7 +11,7 @@ use netpol_tests::{
 };
 use nix::sys::signal::Signal;
 
-use crate::load::{Load, Openings, pods, policies};
+use crate::load::{Load, Openings, pods, policies, track};
 
 /// What is pinned on node 1.
 fn trees(cluster: &Cluster) -> Vec<String> {
@@ -37,6 +37,7 @@ fn begin(attach: &str) -> Cluster {
         ..Options::default()
     };
     let mut cluster = town(2, options, &pods());
+    track(&cluster);
     cluster.write(&text(&pods(), &policies())).unwrap();
     cluster.start().unwrap();
     cluster

@@ -1,9 +1,14 @@
-//! Variables that begin with `NETPOL_` and mean nothing.
+//! Variables that begin with `NETPOL_`: what they say of flags, and those that mean nothing.
 
-use clap::Command;
+use std::{collections::BTreeMap, ffi::OsString};
 
-use super::file::settable;
-use crate::{cli::BadInput, source::parse::closest};
+use clap::{Arg, ArgAction, Command};
+
+use super::{
+    Given,
+    file::{check, settable},
+};
+use crate::source::parse::closest;
 
 /// Variables of the project's own tests and build.
 const OTHERS: [&str; 5] = [
@@ -14,13 +19,72 @@ const OTHERS: [&str; 5] = [
     "NETPOL_SEED",
 ];
 
-/// Refuses a variable that is nearly one of ours, and returns all others that nobody reads. (A Service named
-/// `netpol` puts variables into every pod of its namespace: `NETPOL_SERVICE_HOST`, `NETPOL_PORT_9478_TCP`.)
-pub(super) fn check(
+/// What the variables say of `args`, by the flag's id. An empty variable is an empty list where a list belongs, and as if
+/// it were not there otherwise.
+pub(super) fn read<'c>(
+    variables: &[(OsString, OsString)],
+    args: impl Iterator<Item = &'c Arg>,
+    mistakes: &mut Vec<String>,
+) -> BTreeMap<String, Given> {
+    let mut given = BTreeMap::new();
+    for arg in args {
+        let Some(name) = arg.get_env() else { continue };
+        let Some((_, value)) = variables.iter().find(|(known, _)| known == name) else {
+            continue;
+        };
+        let name = name.to_string_lossy();
+        match values(arg, value) {
+            Ok(Some(values)) => {
+                let origin = format!("environment {name}");
+                given.insert(arg.get_id().to_string(), Given { values, origin });
+            }
+            Ok(None) => {}
+            Err(faults) => mistakes.extend(faults.into_iter().map(|fault| format!("{name}: {fault}"))),
+        }
+    }
+    given
+}
+
+/// The values as they would be typed; `None` where the variable says nothing.
+fn values(arg: &Arg, value: &OsString) -> Result<Option<Vec<String>>, Vec<String>> {
+    let Some(text) = value.to_str() else {
+        return Err(vec![format!("{} is not UTF-8", value.display())]);
+    };
+    match arg.get_action() {
+        ArgAction::Append => {
+            let values: Vec<String> = match arg.get_value_delimiter() {
+                _ if text.is_empty() => Vec::new(),
+                Some(delimiter) => text.split(delimiter).map(str::to_owned).collect(),
+                None => vec![text.to_owned()],
+            };
+            let faults: Vec<String> = values
+                .iter()
+                .filter_map(|value| check(arg, value).err())
+                .collect();
+            if faults.is_empty() {
+                Ok(Some(values))
+            } else {
+                Err(faults)
+            }
+        }
+        _ if text.is_empty() => Ok(None),
+        ArgAction::SetTrue if !matches!(text, "true" | "false") => {
+            Err(vec![format!("invalid value '{text}'; help: write true or false")])
+        }
+        _ => check(arg, text)
+            .map(|()| Some(vec![text.to_owned()]))
+            .map_err(|fault| vec![fault]),
+    }
+}
+
+/// Finds variables that are nearly one of ours, which are mistakes, and returns all others that nobody reads. (A Service
+/// named `netpol` puts variables into every pod of its namespace: `NETPOL_SERVICE_HOST`, `NETPOL_PORT_9478_TCP`.)
+pub(super) fn unread(
     names: impl Iterator<Item = String>,
     root: &Command,
     run: &Command,
-) -> Result<Vec<String>, BadInput> {
+    mistakes: &mut Vec<String>,
+) -> Vec<String> {
     let known: Vec<&str> = settable(root, run)
         .filter_map(|arg| arg.get_env()?.to_str())
         .chain(OTHERS)
@@ -31,14 +95,14 @@ pub(super) fn check(
         .collect();
     names.sort_unstable();
     for name in names.into_iter().filter(|name| !known.contains(&name.as_str())) {
-        if let Some(meant) = meant(&name, &known) {
-            return Err(BadInput(format!(
+        match meant(&name, &known) {
+            Some(meant) => mistakes.push(format!(
                 "the environment has {name}, which is not read; help: did you mean {meant}?"
-            )));
+            )),
+            None => unread.push(name),
         }
-        unread.push(name);
     }
-    Ok(unread)
+    unread
 }
 
 /// Compared without what all have in common, or two letters of a short name would be nothing: `NETPOL_SLOW` is no
@@ -72,10 +136,12 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
 
-    fn found(names: &[&str]) -> Result<Vec<String>, String> {
+    fn found(names: &[&str]) -> (Vec<String>, Vec<String>) {
         let root = Cli::command();
         let run = root.find_subcommand("run").unwrap().clone();
-        check(names.iter().map(|name| (*name).to_owned()), &root, &run).map_err(|error| error.0)
+        let mut mistakes = Vec::new();
+        let names = names.iter().map(|name| (*name).to_owned());
+        (unread(names, &root, &run, &mut mistakes), mistakes)
     }
 
     #[test]
@@ -87,22 +153,27 @@ mod tests {
             "NETPOL_PORT_9478_TCP",
             "NETPOL_PORT_9478_TCP_ADDR",
         ];
-        assert_eq!(found(&links), Ok(vec![]));
+        assert_eq!(found(&links), (vec![], vec![]));
         assert_eq!(
             found(&["NETPOL_NODE", "NETPOL_LOG", "NETPOL_CONFIG", "PATH"]),
-            Ok(vec![])
+            (vec![], vec![])
         );
         // Of this repository's tests, which run the agent.
         for name in ["NETPOL_SLOW", "NETPOL_CASES", "NETPOL_EXAMPLES"] {
-            assert_eq!(found(&[name]), Ok(vec![name.to_owned()]));
+            assert_eq!(found(&[name]), (vec![name.to_owned()], vec![]));
         }
+        let slip = |name: &str, meant: &str| {
+            format!("the environment has {name}, which is not read; help: did you mean {meant}?")
+        };
         assert_eq!(
-            found(&["NETPOL_WHATEVER"]),
-            Ok(vec!["NETPOL_WHATEVER".to_owned()])
-        );
-        assert_eq!(
-            found(&["NETPOL_UNKNOWN_POD"]),
-            Err("the environment has NETPOL_UNKNOWN_POD, which is not read; help: did you mean NETPOL_UNKNOWN_PODS?".to_owned())
+            found(&["NETPOL_WHATEVER", "NETPOL_UNKNOWN_POD", "NETPOL_QUOTAS"]),
+            (
+                vec!["NETPOL_WHATEVER".to_owned()],
+                vec![
+                    slip("NETPOL_QUOTAS", "NETPOL_QUOTA"),
+                    slip("NETPOL_UNKNOWN_POD", "NETPOL_UNKNOWN_PODS")
+                ]
+            )
         );
     }
 }

@@ -4,57 +4,78 @@ use std::{collections::BTreeMap, path::Path};
 
 use clap::{Arg, ArgAction, Command};
 
-use crate::{
-    cli::BadInput,
-    source::{
-        manifests,
-        parse::{Entry, Node, Value, closest},
-    },
+use super::Given;
+use crate::source::{
+    manifests,
+    parse::{Entry, Node, Value, closest},
 };
 
-/// What a file says of one flag.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Given {
-    /// As they would be typed.
-    pub(super) values: Vec<String>,
-    /// Where.
-    pub(super) line: Option<u32>,
-}
+/// What is wrong, and on which line if not that of the key.
+type Fault = (Option<u32>, String);
 
-/// Reads the file for `run`'s and the global flags: by the flag's id.
-pub(super) fn read(path: &Path, root: &Command, run: &Command) -> Result<BTreeMap<String, Given>, BadInput> {
+/// Reads the file for `run`'s and the global flags, by the flag's id. Each mistake is told.
+pub(super) fn read(
+    path: &Path,
+    root: &Command,
+    run: &Command,
+    mistakes: &mut Vec<String>,
+) -> BTreeMap<String, Given> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        BadInput(format!(
-            "configuration {shown}: {error}; help: name a file that exists, or none"
-        ))
-    })?;
-    let node = manifests::one(&text)
-        .map_err(|(line, message)| BadInput(format!("configuration {shown}{}: {message}", at(line))))?;
-    let Some(node) = node else {
-        return Ok(BTreeMap::new());
-    };
-    let Value::Map(entries) = &node.value else {
-        return Err(BadInput(format!(
-            "configuration {shown}: is {}, not a mapping of flags to values; help: write `node: NAME`, a line a flag",
-            node.value
-        )));
+    let entries = match entries(path) {
+        Ok(entries) => entries,
+        Err((line, message)) => {
+            mistakes.push(format!("configuration {shown}{}: {message}", at(line)));
+            return BTreeMap::new();
+        }
     };
     let mut given = BTreeMap::new();
-    for entry in entries {
-        let fault = |message: String| {
-            BadInput(format!(
-                "configuration {shown}{}: {message}",
-                at(entry.line.map(Into::into))
-            ))
-        };
-        let arg = find(&entry.key, root, run).map_err(fault)?;
-        let values = values(arg, entry).map_err(fault)?;
-        check(arg, &values).map_err(fault)?;
+    for entry in &entries {
         let line = entry.line.map(Into::into);
-        given.insert(arg.get_id().to_string(), Given { values, line });
+        match one(entry, root, run) {
+            Ok((id, values)) => {
+                let origin = format!("file {shown}{}", at(line));
+                given.insert(id, Given { values, origin });
+            }
+            Err(faults) => mistakes.extend(
+                faults
+                    .into_iter()
+                    .map(|(own, message)| format!("configuration {shown}{}: {message}", at(own.or(line)))),
+            ),
+        }
     }
-    Ok(given)
+    given
+}
+
+fn entries(path: &Path) -> Result<Vec<Entry>, Fault> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| (None, format!("{error}; help: name a file that exists, or none")))?;
+    match manifests::one(&text)?.map(|node| node.value) {
+        None => Ok(Vec::new()),
+        Some(Value::Map(entries)) => Ok(entries),
+        Some(other) => Err((
+            None,
+            format!("is {other}, not a mapping of flags to values; help: write `node: NAME`, a line a flag"),
+        )),
+    }
+}
+
+/// The flag's id and its values, all of which the flag takes.
+fn one(entry: &Entry, root: &Command, run: &Command) -> Result<(String, Vec<String>), Vec<Fault>> {
+    let alone = |message| vec![(None, message)];
+    let arg = find(&entry.key, root, run).map_err(alone)?;
+    let values = values(arg, entry)?;
+    let faults: Vec<Fault> = values
+        .iter()
+        .filter_map(|(value, line)| Some((*line, format!("`{}`: {}", entry.key, check(arg, value).err()?))))
+        .collect();
+    if faults.is_empty() {
+        Ok((
+            arg.get_id().to_string(),
+            values.into_iter().map(|(value, _)| value).collect(),
+        ))
+    } else {
+        Err(faults)
+    }
 }
 
 fn at(line: Option<u32>) -> String {
@@ -97,41 +118,58 @@ fn find<'c>(key: &str, root: &'c Command, run: &'c Command) -> Result<&'c Arg, S
     })
 }
 
-/// The values as they would be typed.
-fn values(arg: &Arg, entry: &Entry) -> Result<Vec<String>, String> {
+/// The values as they would be typed, and their lines.
+fn values(arg: &Arg, entry: &Entry) -> Result<Vec<(String, Option<u32>)>, Vec<Fault>> {
     let key = &entry.key;
     let many = matches!(arg.get_action(), ArgAction::Append);
-    let scalar = |node: &Node| {
-        node.value
-            .text()
-            .map(|text| text.to_string())
-            .ok_or_else(|| node.value.to_string())
-    };
+    let line = |node: &Node| node.line.map(Into::into);
+    let fault = |message: String| Err(vec![(None, message)]);
     match (&entry.value.value, arg.get_action()) {
-        (Value::Twice, _) => Err(format!("`{key}` is given twice; help: remove one of them")),
-        (Value::Null, _) => Err(format!(
+        (Value::Twice, _) => fault(format!("`{key}` is given twice; help: remove one of them")),
+        (Value::Null, _) => fault(format!(
             "`{key}` has no value; help: remove the line, or give it one"
         )),
-        (Value::Bool(on, _), ArgAction::SetTrue) => Ok(vec![on.to_string()]),
-        (other, ArgAction::SetTrue) => Err(format!("`{key}` is {other}; help: write true or false")),
-        (Value::List(items), _) if many => items
-            .iter()
-            .map(scalar)
-            .collect::<Result<_, _>>()
-            .map_err(|what| format!("`{key}` has {what} in its list")),
-        (Value::Map(fields), _) if many && has_names(arg) => fields
-            .iter()
-            .map(|field| Ok(format!("{}={}", field.key, scalar(&field.value)?)))
-            .collect::<Result<_, String>>()
-            .map_err(|what| format!("`{key}` has {what} as a value")),
-        (value, _) => value.text().map(|text| vec![text.to_string()]).ok_or_else(|| {
-            let wanted = if many {
-                "a value or a list of values"
-            } else {
-                "one value"
-            };
-            format!("`{key}` is {value}; help: write {wanted}")
-        }),
+        (Value::Bool(on, _), ArgAction::SetTrue) => Ok(vec![(on.to_string(), None)]),
+        (other, ArgAction::SetTrue) => fault(format!("`{key}` is {other}; help: write true or false")),
+        (Value::List(items), _) if many => all(items.iter().map(|item| {
+            let text =
+                scalar(item).map_err(|what| (line(item), format!("`{key}` has {what} in its list")))?;
+            Ok((text, line(item)))
+        })),
+        (Value::Map(fields), _) if many && has_names(arg) => all(fields.iter().map(|field| {
+            let at = field.line.map(Into::into);
+            let text = scalar(&field.value).map_err(|what| (at, format!("`{key}` has {what} as a value")))?;
+            Ok((format!("{}={text}", field.key), at))
+        })),
+        (value, _) => match value.text() {
+            Some(text) => Ok(vec![(text.to_string(), None)]),
+            None if many => fault(format!(
+                "`{key}` is {value}; help: write a value or a list of values"
+            )),
+            None => fault(format!("`{key}` is {value}; help: write one value")),
+        },
+    }
+}
+
+fn scalar(node: &Node) -> Result<String, String> {
+    let text = node.value.text();
+    text.map(|text| text.to_string())
+        .ok_or_else(|| node.value.to_string())
+}
+
+/// All values, or all faults.
+fn all<T>(items: impl Iterator<Item = Result<T, Fault>>) -> Result<Vec<T>, Vec<Fault>> {
+    let (mut values, mut faults) = (Vec::new(), Vec::new());
+    for item in items {
+        match item {
+            Ok(value) => values.push(value),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    if faults.is_empty() {
+        Ok(values)
+    } else {
+        Err(faults)
     }
 }
 
@@ -141,33 +179,26 @@ fn has_names(arg: &Arg) -> bool {
     names.any(|name| name.contains('='))
 }
 
-/// Whether the flag takes the values, by its own parser.
-fn check(arg: &Arg, values: &[String]) -> Result<(), String> {
+/// Whether the flag takes the value, by its own parser; else what is wrong with it, without the flag's name.
+pub(super) fn check(arg: &Arg, value: &str) -> Result<(), String> {
     if matches!(arg.get_action(), ArgAction::SetTrue) {
         return Ok(());
     }
-    let long = arg.get_long().unwrap_or_default();
-    let typed = values.iter().map(|value| format!("--{long}={value}"));
-    let alone = Command::new("file")
+    let typed = format!("--{}={value}", arg.get_long().unwrap_or_default());
+    let mut alone = Command::new("file")
         .disable_help_flag(true)
-        .arg(arg.clone().required(false));
-    match alone.try_get_matches_from(std::iter::once("file".to_owned()).chain(typed)) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let text = error.to_string();
-            let mut lines = text
-                .lines()
-                .map(str::trim)
-                .filter(|line| !line.is_empty() && !line.starts_with("For more"));
-            let first = lines
-                .next()
-                .unwrap_or_default()
-                .trim_start_matches("error: ")
-                .to_owned();
-            Err(std::iter::once(first)
-                .chain(lines.map(str::to_owned))
-                .collect::<Vec<_>>()
-                .join("; "))
-        }
-    }
+        .arg(super::without_variable(arg.clone()).required(false));
+    // An argument knows how it is shown only then.
+    alone.build();
+    let shown: String = alone.get_arguments().map(|arg| format!(" for '{arg}'")).collect();
+    let Err(error) = alone.try_get_matches_from(["file".to_owned(), typed]) else {
+        return Ok(());
+    };
+    let text = error.to_string().replace(&shown, "");
+    let lines: Vec<&str> = text
+        .lines()
+        .map(|line| line.trim().trim_start_matches("error: "))
+        .filter(|line| !line.is_empty() && !line.starts_with("For more"))
+        .collect();
+    Err(lines.join("; "))
 }

@@ -13,9 +13,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{ArgMatches, Command, CommandFactory as _, FromArgMatches as _, parser::ValueSource};
+use clap::{
+    Arg, ArgMatches, Command, CommandFactory as _, FromArgMatches as _, builder::Resettable,
+    parser::ValueSource,
+};
 
-use self::file::Given;
 pub(super) use self::show::{Args, run};
 use super::{BadInput, Cli};
 
@@ -39,6 +41,15 @@ pub(super) struct Effective {
     pub(super) many: bool,
 }
 
+/// What the environment or a file says of one flag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Given {
+    /// As they would be typed.
+    values: Vec<String>,
+    /// As [`Effective`] has it.
+    origin: String,
+}
+
 /// The command line, and what of it is in effect where a file may have a say.
 #[derive(Debug)]
 pub(super) struct Parsed {
@@ -57,36 +68,59 @@ pub(super) enum Refused {
     Input(BadInput),
 }
 
-/// Parses the command line with what environment and file add to it.
+/// Parses the command line with what environment and file add to it. All mistakes of these two are told at once.
 pub(super) fn parse(args: &[OsString], variables: &[(OsString, OsString)]) -> Result<Parsed, Refused> {
     let root = Cli::command();
-    let Some(verb) = verb(&root, args) else {
+    let plain = |root: Command| -> Result<Parsed, Refused> {
         let matches = root.try_get_matches_from(args).map_err(Refused::Clap)?;
         let cli = Cli::from_arg_matches(&matches).map_err(Refused::Clap)?;
-        return Ok(Parsed {
+        Ok(Parsed {
             cli,
             effective: Vec::new(),
             unread: Vec::new(),
-        });
+        })
     };
+    // Help, and what is no verb, are clap's.
+    let Some((verb, typed)) = verb(&root, args) else {
+        return plain(root);
+    };
+    let mut mistakes = Vec::new();
+    let reads_file = VERBS.contains(&verb.get_name());
     let run = root.find_subcommand("run").cloned().unwrap_or_default();
-    let names = variables
-        .iter()
-        .filter_map(|(name, _)| name.to_str().map(str::to_owned));
-    let unread = environment::check(names, &root, &run).map_err(Refused::Input)?;
-    let path = path(args, variables);
-    let mut given = match &path {
-        Some(path) => file::read(path, &root, &run).map_err(Refused::Input)?,
-        None => BTreeMap::new(),
-    };
-    one_source(&mut given, args, variables, path.as_deref()).map_err(Refused::Input)?;
-    let with_file = with_defaults(root, verb, &given);
-    let matches = with_file
+    let of_verb = verb.get_arguments().filter(|arg| arg.get_id() != "config");
+    let global = root.get_arguments().filter(|arg| arg.is_global_set());
+    let mut of_environment = environment::read(variables, of_verb.chain(global), &mut mistakes);
+    let (mut given, mut unread) = (BTreeMap::new(), Vec::new());
+    if reads_file {
+        let names = variables
+            .iter()
+            .filter_map(|(name, _)| name.to_str().map(str::to_owned));
+        unread = environment::unread(names, &root, &run, &mut mistakes);
+        let path = path(args, variables);
+        given = path
+            .as_deref()
+            .map(|path| file::read(path, &root, &run, &mut mistakes))
+            .unwrap_or_default();
+        one_source(
+            &typed,
+            &mut of_environment,
+            &mut given,
+            path.as_deref(),
+            &mut mistakes,
+        );
+    }
+    refuse(mistakes).map_err(Refused::Input)?;
+    given.extend(of_environment);
+    let with_defaults = with_defaults(root, verb.get_name(), &given);
+    let matches = with_defaults
         .clone()
         .try_get_matches_from(args)
         .map_err(Refused::Clap)?;
     let cli = Cli::from_arg_matches(&matches).map_err(Refused::Clap)?;
-    let effective = effective(&with_file, &run, &matches, &given, path.as_deref());
+    let effective = match reads_file {
+        true => effective(&with_defaults, &run, &matches, &given),
+        false => Vec::new(),
+    };
     Ok(Parsed {
         cli,
         effective,
@@ -94,12 +128,33 @@ pub(super) fn parse(args: &[OsString], variables: &[(OsString, OsString)]) -> Re
     })
 }
 
-/// The verb, where it is one that reads a file. Asked of clap: a namespace may be called `config`, too.
-fn verb(root: &Command, args: &[OsString]) -> Option<&'static str> {
-    let matches = root.clone().ignore_errors(true).try_get_matches_from(args).ok()?;
-    VERBS
-        .into_iter()
-        .find(|verb| Some(*verb) == matches.subcommand_name())
+fn refuse(mistakes: Vec<String>) -> Result<(), BadInput> {
+    match &*mistakes {
+        [] => Ok(()),
+        [one] => Err(BadInput(one.clone())),
+        many => {
+            let lines: String = many.iter().map(|mistake| format!("\n  {mistake}")).collect();
+            Err(BadInput(format!("{} mistakes:{lines}", many.len())))
+        }
+    }
+}
+
+/// The verb and what is typed of its flags. Asked of clap: a namespace may be called `config`, too.
+fn verb(root: &Command, args: &[OsString]) -> Option<(Command, ArgMatches)> {
+    let without_variables = |command: Command| command.mut_args(without_variable);
+    let name = |matches: &ArgMatches| matches.subcommand_name().map(str::to_owned);
+    let mut lenient = without_variables(root.clone()).ignore_errors(true);
+    for verb in root.get_subcommands() {
+        lenient = lenient.mut_subcommand(verb.get_name(), without_variables);
+    }
+    let matches = lenient.try_get_matches_from(args).ok()?;
+    let verb = root.find_subcommand(name(&matches)?)?.clone();
+    Some((verb, matches.subcommand_matches(&name(&matches)?)?.clone()))
+}
+
+/// We read it ourselves, to name it where it is wrong.
+fn without_variable(arg: Arg) -> Arg {
+    arg.env(Resettable::Reset)
 }
 
 /// The configuration file: by the flag, else by the environment.
@@ -119,52 +174,58 @@ fn path(args: &[OsString], variables: &[(OsString, OsString)]) -> Option<PathBuf
     variable.map(|(_, value)| value.into())
 }
 
-/// A source of the file gives way to one of the command line or the environment.
+/// The source of the highest rank counts: a flag, else a variable, else the file's. With its kubeconfig goes the context,
+/// where a directory of a higher rank takes their place.
 fn one_source(
-    given: &mut BTreeMap<String, Given>,
-    args: &[OsString],
-    variables: &[(OsString, OsString)],
+    typed: &ArgMatches,
+    of_environment: &mut BTreeMap<String, Given>,
+    of_file: &mut BTreeMap<String, Given>,
     path: Option<&Path>,
-) -> Result<(), BadInput> {
-    if SOURCES.iter().all(|source| given.contains_key(*source)) {
-        let path = path.unwrap_or(Path::new("")).display();
-        return Err(BadInput(format!(
-            "configuration {path}: has both manifests and kubeconfig; help: keep the one that is meant"
-        )));
+    mistakes: &mut Vec<String>,
+) {
+    let is_typed = |source: &&str| typed.value_source(source) == Some(ValueSource::CommandLine);
+    let flags: Vec<&str> = SOURCES
+        .iter()
+        .filter(|source| is_typed(source))
+        .copied()
+        .collect();
+    let mut above = flags;
+    let path = path.unwrap_or(Path::new("")).display();
+    let ranks = [
+        (of_environment, "the environment".to_owned()),
+        (of_file, format!("configuration {path}")),
+    ];
+    for (given, rank) in ranks {
+        if !above.is_empty() {
+            SOURCES.iter().for_each(|source| drop(given.remove(*source)));
+            if above == ["manifests"] {
+                given.remove("context");
+            }
+            continue;
+        }
+        above = SOURCES
+            .iter()
+            .filter(|source| given.contains_key(**source))
+            .copied()
+            .collect();
+        if above.len() == SOURCES.len() {
+            mistakes.push(format!(
+                "{rank}: has both manifests and kubeconfig; help: keep the one that is meant"
+            ));
+        }
     }
-    let typed = |source: &str| {
-        let flag = format!("--{source}");
-        args.iter()
-            .filter_map(|arg| arg.to_str())
-            .any(|arg| arg.split('=').next() == Some(&flag))
-            || variables.iter().any(|(name, value)| {
-                name == format!("NETPOL_{}", source.to_uppercase()).as_str() && !value.is_empty()
-            })
-    };
-    if SOURCES.into_iter().any(typed) {
-        SOURCES.iter().for_each(|source| drop(given.remove(*source)));
-    }
-    if typed("manifests") && !typed("kubeconfig") {
-        // It chooses from the kubeconfig, which has given way.
-        given.remove("context");
-    }
-    Ok(())
 }
 
-/// `root` with the file's values as defaults.
+/// `root` with what is given as defaults, so that only flags outrank it.
 fn with_defaults(root: Command, verb: &str, given: &BTreeMap<String, Given>) -> Command {
-    let set = |mut command: Command| {
-        let ids: Vec<String> = command
-            .get_arguments()
-            .map(|arg| arg.get_id().to_string())
-            .collect();
-        for id in ids {
-            if let Some(given) = given.get(&id) {
+    let set = |command: Command| {
+        command.mut_args(|arg| match given.get(arg.get_id().as_str()) {
+            Some(given) => {
                 let values = given.values.clone();
-                command = command.mut_arg(id, |arg| arg.default_values(values).required(false));
+                without_variable(arg).default_values(values).required(false)
             }
-        }
-        command
+            None => without_variable(arg),
+        })
     };
     set(root.mut_subcommand(verb, set))
 }
@@ -174,12 +235,11 @@ fn effective(
     run: &Command,
     matches: &ArgMatches,
     given: &BTreeMap<String, Given>,
-    path: Option<&Path>,
 ) -> Vec<Effective> {
     let Some((_, of_verb)) = matches.subcommand() else {
         return Vec::new();
     };
-    let one = |arg: &clap::Arg| {
+    let one = |arg: &Arg| {
         let id = arg.get_id().as_str();
         let raw = of_verb
             .get_raw(id)
@@ -188,19 +248,7 @@ fn effective(
             .map(|value| value.to_string_lossy().into_owned());
         let origin = match of_verb.value_source(id) {
             Some(ValueSource::CommandLine) => "flag".to_owned(),
-            Some(ValueSource::EnvVariable) => {
-                format!(
-                    "environment {}",
-                    arg.get_env().unwrap_or_default().to_string_lossy()
-                )
-            }
-            _ => match (given.get(id), path) {
-                (Some(given), Some(path)) => {
-                    let line = given.line.map_or_else(String::new, |line| format!(":{line}"));
-                    format!("file {}{line}", path.display())
-                }
-                _ => "default".to_owned(),
-            },
+            _ => given.get(id).map_or("default", |given| &given.origin).to_owned(),
         };
         let values: Vec<String> = match arg.get_action() {
             clap::ArgAction::SetTrue => vec![of_verb.get_flag(id).to_string()],

@@ -82,7 +82,7 @@ fn flags() -> Vec<Arg> {
 }
 
 #[test]
-fn every_flag_can_be_set_by_flag_and_file_and_has_a_variable() {
+fn every_flag_can_be_set_in_all_three_ways() {
     for arg in flags() {
         let key = arg.get_long().unwrap();
         let (_, typed, written) = SAMPLES
@@ -112,9 +112,18 @@ fn every_flag_can_be_set_by_flag_and_file_and_has_a_variable() {
         let file = format!("{key}: {written}\n");
         assert_eq!(
             value(&parsed(rest, &[], Some(&file)).unwrap(), key),
-            (expected, "file".to_owned())
+            (expected.clone(), "file".to_owned())
         );
         let variable = format!("NETPOL_{}", key.to_uppercase().replace('-', "_"));
+        let text = if is_switch {
+            "true".to_owned()
+        } else {
+            typed.join(",")
+        };
+        assert_eq!(
+            value(&parsed(rest, &[(&variable, &text)], None).unwrap(), key),
+            (expected, format!("environment {variable}"))
+        );
         assert_eq!(arg.get_env().and_then(|name| name.to_str()), Some(&*variable));
     }
 }
@@ -177,15 +186,16 @@ fn a_directory_outranks_all_that_a_file_says_of_the_api_server() {
 #[test]
 fn only_a_verb_is_a_verb() {
     let verb = |line: &str| {
-        verb(
-            &Cli::command(),
-            &line.split(' ').map(Into::into).collect::<Vec<_>>(),
-        )
+        let args: Vec<OsString> = line.split(' ').map(Into::into).collect();
+        verb(&Cli::command(), &args).map(|(verb, _)| verb.get_name().to_owned())
     };
-    assert_eq!(verb("x --log config run"), Some("run"));
-    assert_eq!(verb("x config -o json"), Some("config"));
-    assert_eq!(verb("x matrix --manifests m -n config"), None);
-    assert_eq!(verb("x --log run status"), None);
+    assert_eq!(verb("x --log config run").as_deref(), Some("run"));
+    assert_eq!(verb("x config -o json").as_deref(), Some("config"));
+    assert_eq!(
+        verb("x matrix --manifests m -n config").as_deref(),
+        Some("matrix")
+    );
+    assert_eq!(verb("x --log run status").as_deref(), Some("status"));
 }
 
 #[test]
@@ -227,9 +237,14 @@ fn bad_files_are_refused_by_line_and_key() {
         refused("manifests: /m\nkubeconfig: /k\n"),
         "configuration FILE: has both manifests and kubeconfig; help: keep the one that is meant"
     );
+    assert_eq!(
+        refused("map-size:\n  cells: 5\n  flow4: 1\n"),
+        "configuration FILE:3: `map-size`: invalid value 'flow4=1': there is no map `flow4`; \
+         help: did you mean `flows4`?"
+    );
     let attach = refused("quota: 1\nattach: tcxx\n");
     assert!(
-        attach.starts_with("configuration FILE:2: invalid value 'tcxx' for '--attach <HOW>'"),
+        attach.starts_with("configuration FILE:2: `attach`: invalid value 'tcxx'; [possible values: auto"),
         "{attach}"
     );
     let twice = refused("quota: 1\nquota: 2\n");
@@ -238,4 +253,164 @@ fn bad_files_are_refused_by_line_and_key() {
         "{twice}"
     );
     assert!(refused("node: {\n").starts_with("configuration FILE:"), "no YAML");
+}
+
+#[test]
+fn every_mistake_is_told() {
+    let file = "node: n1\nunknown-pod: allow\nattach: tcxx\noutside:\n- a\n- [b]\ntimeout: {openin: 5, closing: x}\nquota:\n";
+    let variables = [
+        ("NETPOL_LISTEN", "here"),
+        ("NETPOL_ONCE", "maybe"),
+        ("NETPOL_QUOTAS", "1"),
+    ];
+    let told = parsed(&[], &variables, Some(file)).unwrap_err();
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines.len(), 10, "{told}");
+    for (line, begins) in lines.iter().zip([
+        "9 mistakes:",
+        "  NETPOL_LISTEN: invalid value 'here': invalid socket address",
+        "  NETPOL_ONCE: invalid value 'maybe'; help: write true or false",
+        "  the environment has NETPOL_QUOTAS, which is not read; help: did you mean NETPOL_QUOTA?",
+        "  configuration FILE:2: there is no `unknown-pod`; help: did you mean `unknown-pods`?",
+        "  configuration FILE:3: `attach`: invalid value 'tcxx'",
+        "  configuration FILE:6: `outside` has a list in its list",
+        "  configuration FILE:7: `timeout`: invalid value 'openin=5': there is no state `openin`; help: did you mean `opening`?",
+        "  configuration FILE:7: `timeout`: invalid value 'closing=x'",
+        "  configuration FILE:8: `quota` has no value; help: remove the line, or give it one",
+    ]) {
+        assert!(line.starts_with(begins), "{line}\nis not\n{begins}");
+    }
+}
+
+#[test]
+fn an_empty_variable_is_an_empty_list_or_nothing() {
+    let file = "node: n1\noutside: [a, b]\nquota: 5\n";
+    let variables = [
+        ("NETPOL_OUTSIDE", ""),
+        ("NETPOL_QUOTA", ""),
+        ("NETPOL_CONTEXT", ""),
+        ("NETPOL_ONCE", ""),
+    ];
+    let effective = parsed(&[], &variables, Some(file)).unwrap();
+    assert_eq!(
+        value(&effective, "outside"),
+        (vec![], "environment NETPOL_OUTSIDE".to_owned())
+    );
+    assert_eq!(
+        value(&effective, "quota"),
+        (vec!["5".to_owned()], "file".to_owned())
+    );
+    assert_eq!(value(&effective, "context"), (vec![], "default".to_owned()));
+    assert_eq!(
+        value(&effective, "once"),
+        (vec!["false".to_owned()], "default".to_owned())
+    );
+}
+
+#[test]
+fn a_variable_outranks_the_file_and_gives_way_to_a_flag() {
+    let file = "node: n1\nquota: 5\noutside: [a]\n";
+    let variables = [("NETPOL_QUOTA", "6"), ("NETPOL_OUTSIDE", "b,c")];
+    let effective = parsed(&["--quota=7"], &variables, Some(file)).unwrap();
+    assert_eq!(
+        value(&effective, "quota"),
+        (vec!["7".to_owned()], "flag".to_owned())
+    );
+    assert_eq!(
+        value(&effective, "outside"),
+        (
+            vec!["b".to_owned(), "c".to_owned()],
+            "environment NETPOL_OUTSIDE".to_owned()
+        )
+    );
+}
+
+#[test]
+fn the_source_of_the_highest_rank_counts() {
+    let source = |args: &[&str], variables: &[(&str, &str)], file: &str| {
+        let args: Vec<&str> = ["--node=n1"].iter().chain(args).copied().collect();
+        let effective = parsed(&args, variables, Some(file))?;
+        let set = |key: &&str| !value(&effective, key).0.is_empty();
+        Ok::<_, String>(
+            ["manifests", "kubeconfig", "context"]
+                .into_iter()
+                .filter(set)
+                .collect::<Vec<_>>()
+                .join(" "),
+        )
+    };
+    let (directory, server) = (("NETPOL_MANIFESTS", "/m"), ("NETPOL_KUBECONFIG", "/k"));
+    let context = ("NETPOL_CONTEXT", "c");
+    /// Flags, variables, file: what is set.
+    type Case<'c> = (&'c [&'c str], &'c [(&'c str, &'c str)], &'c str, &'c str);
+    let cases: &[Case<'_>] = &[
+        (
+            &["--kubeconfig=/k"],
+            &[directory],
+            "manifests: /m\n",
+            "kubeconfig",
+        ),
+        (
+            &["--kubeconfig=/k"],
+            &[directory, context],
+            "",
+            "kubeconfig context",
+        ),
+        (
+            &["--manifests=/m"],
+            &[server, context],
+            "context: c\n",
+            "manifests",
+        ),
+        (&["--manifests=/m"], &[server, directory], "", "manifests"),
+        (&[], &[directory], "kubeconfig: /k\ncontext: c\n", "manifests"),
+        (
+            &[],
+            &[server],
+            "manifests: /m\ncontext: c\n",
+            "kubeconfig context",
+        ),
+        (&[], &[directory], "manifests: /n\nkubeconfig: /k\n", "manifests"),
+    ];
+    for (args, variables, file, expected) in cases {
+        assert_eq!(
+            source(args, variables, file).as_deref(),
+            Ok(*expected),
+            "{args:?} {variables:?} {file:?}"
+        );
+    }
+    assert_eq!(
+        source(&[], &[directory, server], "").unwrap_err(),
+        "the environment: has both manifests and kubeconfig; help: keep the one that is meant"
+    );
+}
+
+/// Of the verbs that read no file, too.
+#[test]
+fn a_variable_with_a_bad_value_is_named() {
+    let refused = |line: &str, name: &str, value: &str| {
+        let args: Vec<OsString> = line.split(' ').map(Into::into).collect();
+        match parse(&args, &[(name.into(), value.into())]) {
+            Err(Refused::Input(error)) => error.0,
+            other => panic!("{other:?}"),
+        }
+    };
+    let told = refused("x run --node=n", "NETPOL_MAP_SIZE", "cells=1,cell=2,flows4=0");
+    assert_eq!(
+        told,
+        "2 mistakes:\n  NETPOL_MAP_SIZE: invalid value 'cell=2': there is no map `cell`; \
+         help: did you mean `cells`?\n  NETPOL_MAP_SIZE: invalid value 'flows4=0': map `flows4` needs at least one entry"
+    );
+    let told = refused("x status", "NETPOL_LOG_FORMAT", "xml");
+    assert!(
+        told.starts_with("NETPOL_LOG_FORMAT: invalid value 'xml'; [possible values: text, json]"),
+        "{told}"
+    );
+    let told = refused("x run", "NETPOL_LOG", "a=b=c");
+    assert!(told.starts_with("NETPOL_LOG: invalid value 'a=b=c': "), "{told}");
+    let told = refused("x config", "NETPOL_NODE", "a/b");
+    assert_eq!(
+        told,
+        "NETPOL_NODE: invalid value 'a/b': not the name of a node; help: it is the `spec.nodeName` of its pods"
+    );
 }

@@ -17,8 +17,8 @@ use aya::Ebpf;
 use netpol_common::pod::state;
 use netpol_policy::{model::ObjectName, tables::Tables};
 
-pub(super) use self::clock::jiffies;
 use self::clock::measure_hz;
+pub(super) use self::{clock::jiffies, places::Order};
 use super::{
     attach::{Attachments, Mode},
     binder::{Binder, LocalPod},
@@ -127,8 +127,10 @@ impl Datapath {
         let anew = takeover
             .as_ref()
             .filter(|takeover| takeover.begins && !takeover.shares_policy);
-        if let Some(takeover) = anew {
-            maps.set_epoch(takeover.epoch()? + 1);
+        if let Some(takeover) = takeover.as_ref().filter(|takeover| !takeover.shares_policy) {
+            // Above every one under which a shared flow was judged. Two above: what is adopted has the one between, or it would
+            // be judged already to the programs that are in force until ours are.
+            maps.set_epoch(maps.epoch().max(takeover.epoch()?) + 2);
         }
         let hz = match maps.config()?.hz {
             0 => measure_hz(&mut ebpf)?,

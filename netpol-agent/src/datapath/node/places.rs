@@ -33,6 +33,15 @@ struct Place {
     known: Option<bool>,
 }
 
+/// In which order programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::datapath) enum Order {
+    /// As always.
+    InFirst,
+    /// Where another version's programs are on all devices and do not ask our flows: see [`Datapath::take_over`].
+    OutFirst,
+}
+
 impl Datapath {
     /// Looks at the devices of the calling thread's network namespace and at what names their pods; `closely`, also
     /// at whether somebody has removed what is attached.
@@ -148,8 +157,12 @@ impl Datapath {
     /// Puts the programs on all devices, ways in before ways out, and takes them off what needs none.
     /// Each failure is returned; the other devices are served all the same.
     pub fn attach(&mut self) -> Vec<Error> {
+        self.attach_in(Order::InFirst)
+    }
+
+    pub(in crate::datapath) fn attach_in(&mut self, order: Order) -> Vec<Error> {
         let mut failures = Vec::new();
-        for place in self.missing() {
+        for place in self.missing(order) {
             failures.extend(self.attach_to(&place).err());
         }
         failures.extend(self.tidy().err());
@@ -159,7 +172,7 @@ impl Datapath {
     /// As [`Self::attach`]; but where only pods' devices are new, one of them is served, and it is told whether there are
     /// more. Each program waits for an RCU grace period, and what is known of one pod by then need not wait for all others.
     pub fn attach_next(&mut self) -> (Vec<Error>, bool) {
-        let missing = self.missing();
+        let missing = self.missing(Order::InFirst);
         // What another version holds stays missing until it is taken over.
         if self.takeover.is_some() || missing.iter().any(|place| place.known.is_none()) {
             return (self.attach(), false);
@@ -179,7 +192,7 @@ impl Datapath {
     }
 
     /// Programs that are not on their devices, in the order in which they are to be attached.
-    fn missing(&self) -> Vec<Place> {
+    fn missing(&self, order: Order) -> Vec<Place> {
         let mut places: Vec<Place> = Vec::new();
         for (index, role) in &self.roles {
             let Some(device) = self.seen.devices.get(index) else {
@@ -201,11 +214,13 @@ impl Datapath {
         }
         // No way out enforces before every way in tells who sends. But where only pods' devices are new, one is finished before
         // the next is begun, as nothing passes an unknown pod's device: first those whose pods are about to start.
-        match places.iter().all(|place| place.known.is_some()) {
-            true => {
-                places.sort_by_key(|place| (place.known != Some(true), place.index, !place.hook.is_way_in()))
+        let only_pods = places.iter().all(|place| place.known.is_some());
+        match order {
+            Order::InFirst if only_pods => {
+                places.sort_by_key(|place| (place.known != Some(true), place.index, !place.hook.is_way_in()));
             }
-            false => places.sort_by_key(|place| (!place.hook.is_way_in(), place.index)),
+            Order::InFirst => places.sort_by_key(|place| (!place.hook.is_way_in(), place.index)),
+            Order::OutFirst => places.sort_by_key(|place| (place.hook.is_way_in(), place.index)),
         }
         places
     }
