@@ -20,7 +20,7 @@ impl Agent {
     /// Gives pods the addresses that the CNI has given them and the API does not tell yet.
     pub(super) fn complete_pods(&mut self) -> datapath::Result<()> {
         let results = self.datapath.cni_results()?;
-        let changed = self.assigned.update(&results, &self.snapshot, &self.config.node);
+        let changed = self.assigned.update(&results, &self.known.pods);
         if !changed.is_empty() {
             self.compiler.apply_all(changed);
         }
@@ -131,7 +131,7 @@ impl Agent {
             .tables()
             .pods
             .keys()
-            .filter_map(|name| self.snapshot.pods.get(name))
+            .filter_map(|name| self.known.pods.get(name))
             .map(|pod| LocalPod {
                 exempt: exempt(&pod.name.namespace, &pod.name.name),
                 addresses: self.assigned.addresses(pod),

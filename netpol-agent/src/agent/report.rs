@@ -69,7 +69,11 @@ impl Agent {
             pods: self.pod_reports(&devices),
             devices,
             classes: self.compiler.stats().classes,
-            policies: self.snapshot.policies.keys().map(ToString::to_string).collect(),
+            policies: self
+                .compiler
+                .policies()
+                .map(|policy| policy.name.to_string())
+                .collect(),
             rulesets: self.ruleset_reports(),
         }
     }
