@@ -26,6 +26,7 @@ use std::{
 use netpol_policy::{
     compile::{Compiler, Dirty},
     ids::IdSource,
+    model::Event,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -238,10 +239,11 @@ impl Agent {
             match concern {
                 Concern::Local => self.reconcile(closely),
                 Concern::Elsewhere if !self.failures.is_empty() => self.reconcile(closely),
-                Concern::Elsewhere => {
-                    let failures = self.enforce().err().into_iter().collect();
-                    self.finish(failures);
-                }
+                Concern::Elsewhere => match self.enforce() {
+                    // Most of what happens elsewhere is of no pod that a rule here means.
+                    Ok(false) => self.write_report(),
+                    done => self.finish(done.err().into_iter().collect()),
+                },
                 Concern::Nothing => self.write_report(),
             }
             self.births.note(
@@ -298,6 +300,7 @@ impl Agent {
             if its > Concern::Nothing {
                 let completed = self.assigned.completed(event.clone(), &self.known.pods);
                 self.known.apply(&event);
+                self.report_due |= matches!(event, Event::Policy(_) | Event::PolicyGone(_));
                 // At once: the next event may undo it.
                 self.compiler.stage(completed);
             }

@@ -47,8 +47,8 @@ impl Agent {
         self.finish(failures);
     }
 
-    /// Plans and writes the tables.
-    pub(super) fn enforce(&mut self) -> datapath::Result<()> {
+    /// Plans and writes the tables; whether there was anything to plan.
+    pub(super) fn enforce(&mut self) -> datapath::Result<bool> {
         self.dirty.merge(self.compiler.take_dirty());
         // A pod that was created again under its name starts without rules, even if they are those of the one before.
         let ruled = &self.datapath.actual().pods;
@@ -56,6 +56,10 @@ impl Agent {
         self.dirty
             .pods
             .extend(bare.filter(|pod| !ruled.contains_key(*pod)).cloned());
+        let changed = self.changed.take();
+        if !self.unsure && self.dirty.is_empty() {
+            return Ok(false);
+        }
         let scope = if self.unsure {
             Scope::Everything
         } else {
@@ -70,10 +74,12 @@ impl Agent {
                 Err(datapath::Error::TooSmall(full)) => {
                     // Nothing was written. Say whose policies need the room.
                     let full = Box::new(self.compiler.blame(*full));
+                    self.changed = changed;
                     return Err(datapath::Error::TooSmall(full));
                 }
                 Err(error) => {
                     self.unsure = true;
+                    self.changed = changed;
                     return Err(error);
                 }
             }
@@ -87,10 +93,10 @@ impl Agent {
         }
         self.unsure = false;
         self.dirty = Dirty::default();
-        if let Some(came) = self.changed.take() {
+        if let Some(came) = changed {
             self.latency.events.observe(came.elapsed().as_secs_f64());
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Notes failures, tells those that are new, writes the report.

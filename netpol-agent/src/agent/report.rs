@@ -27,9 +27,11 @@ impl Agent {
         }
         self.report_due = false;
         let mut report = self.report();
-        if let Some((reported, _)) = &self.reported {
+        if let Some((reported, then)) = &mut self.reported {
             report.updated = reported.updated;
             if report == *reported {
+                // It was made: the next is not made earlier for having said nothing.
+                *then = Instant::now();
                 return;
             }
             report.updated = now();

@@ -68,3 +68,86 @@ impl Objects {
             && self.labels.are(&pod.labels, &object.labels)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Labels, NamedPort, Namespace, Policy, Protocol, Selector};
+
+    fn pod() -> model::Pod {
+        model::Pod {
+            name: ObjectName::new("prod", "db"),
+            uid: "1".into(),
+            labels: [("app", "db")].into_iter().collect(),
+            node: Some("n2".into()),
+            host_network: false,
+            completed: false,
+            terminating: false,
+            addresses: vec!["10.0.0.5".parse().expect("an address")],
+            ports: vec![NamedPort {
+                name: "sql".into(),
+                protocol: Protocol::Tcp,
+                number: 5432,
+            }],
+        }
+    }
+
+    #[test]
+    fn all_that_decides_of_a_pod_is_news() {
+        let mut compiler = Compiler::new("n1".into(), 1);
+        assert!(!compiler.holds(&Event::Pod(pod())));
+        compiler.apply(Event::Pod(pod()));
+        assert!(compiler.holds(&Event::Pod(pod())));
+        assert!(!compiler.holds(&Event::PodGone(pod().name)));
+        let changes: [fn(&mut model::Pod); 9] = [
+            |pod| pod.labels = [("app", "api")].into_iter().collect(),
+            |pod| pod.labels = [("app", "db"), ("tier", "a")].into_iter().collect(),
+            |pod| pod.labels = Labels::default(),
+            |pod| pod.node = Some("n1".into()),
+            |pod| pod.host_network = true,
+            |pod| pod.completed = true,
+            |pod| pod.terminating = true,
+            |pod| pod.addresses.push("fd00::5".parse().expect("an address")),
+            |pod| pod.ports[0].number = 5433,
+        ];
+        for (at, change) in changes.into_iter().enumerate() {
+            let mut changed = pod();
+            change(&mut changed);
+            assert!(!compiler.holds(&Event::Pod(changed)), "change {at}");
+        }
+        let elsewhere: [fn(&mut model::Pod); 2] =
+            [|pod| pod.uid = "2".into(), |pod| pod.node = Some("n3".into())];
+        for change in elsewhere {
+            let mut changed = pod();
+            change(&mut changed);
+            assert!(compiler.holds(&Event::Pod(changed)), "decides nothing");
+        }
+    }
+
+    #[test]
+    fn namespaces_and_policies_are_news_once() {
+        let policy = |ingress| {
+            Event::Policy(Policy {
+                name: ObjectName::new("prod", "p"),
+                selector: Selector::default(),
+                ingress,
+                egress: None,
+            })
+        };
+        let labelled = Namespace::new("prod", [("env".into(), "dev".into())]);
+        let mut compiler = Compiler::new("n1".into(), 1);
+        let steps = [
+            Event::Namespace(Namespace::new("prod", [])),
+            Event::Namespace(labelled),
+            policy(Some(Vec::new())),
+            policy(None),
+            Event::PolicyGone(ObjectName::new("prod", "p")),
+            Event::NamespaceGone("prod".into()),
+        ];
+        for event in steps {
+            assert!(!compiler.holds(&event), "{event:?} is new");
+            compiler.apply(event.clone());
+            assert!(compiler.holds(&event), "{event:?} is known");
+        }
+    }
+}
