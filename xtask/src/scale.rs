@@ -39,6 +39,10 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 200)]
     flips: u32,
 
+    /// Measure on the control plane of this name, which is there and stays (`cluster up --nodes 0 --name NAME`); it is filled if it is not.
+    #[arg(long, value_name = "NAME", value_parser = cluster::parse_name)]
+    on: Option<String>,
+
     /// A rough look in two minutes: 500 pods, 10 seconds, 20 patches.
     #[arg(long, conflicts_with_all = ["pods", "seconds", "flips"])]
     quick: bool,
@@ -94,6 +98,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .arg("--xtask")
         .arg(env::current_exe().context("finding the xtask binary")?)
         .env("PATH", path());
+    if let Some(name) = &args.on {
+        scale.arg("--there").arg(cluster::directory(name));
+    }
     // It takes this process's place, so that signals and the exit code are its own.
     Err(scale.exec()).context("starting netpol-scale")
 }

@@ -27,6 +27,11 @@ impl IdSource {
         Self::new(highest(tables) + 1)
     }
 
+    /// Goes on above every id that `tables` uses, if it is not there yet; before any id is taken.
+    pub fn pass(&self, tables: &Tables) {
+        self.0.fetch_max(highest(tables) + 1, Ordering::Relaxed);
+    }
+
     /// The next id.
     ///
     /// # Panics

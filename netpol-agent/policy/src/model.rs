@@ -53,6 +53,11 @@ impl Labels {
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.0.iter().map(|(k, v)| (&**k, &**v))
     }
+
+    /// As [`Self::iter`], for who keeps the strings.
+    pub fn pairs(&self) -> impl ExactSizeIterator<Item = (&Str, &Str)> {
+        self.0.iter().map(|(k, v)| (k, v))
+    }
 }
 
 impl<K: Into<Str>, V: Into<Str>> FromIterator<(K, V)> for Labels {
@@ -347,6 +352,15 @@ impl Snapshot {
             Event::PodGone(name) => !self.pods.contains_key(name),
             Event::PolicyGone(name) => !self.policies.contains_key(name),
         }
+    }
+
+    /// What leads from nothing to this: namespaces and policies first, so that no pod is judged without them.
+    pub fn into_events(self) -> impl Iterator<Item = Event> {
+        let namespaces = self.namespaces.into_values().map(Event::Namespace);
+        let nodes = self.nodes.into_values().map(Event::Node);
+        let policies = self.policies.into_values().map(Event::Policy);
+        let pods = self.pods.into_values().map(Event::Pod);
+        namespaces.chain(nodes).chain(policies).chain(pods)
     }
 
     /// Applies one change.

@@ -8,7 +8,7 @@ use std::{
     net::IpAddr,
 };
 
-use netpol_policy::model::{Event, ObjectName, Pod, Snapshot};
+use netpol_policy::model::{Event, ObjectName, Pod};
 
 use crate::datapath::cni::Attachment;
 
@@ -32,13 +32,10 @@ impl Assigned {
 
     /// What the source says, with the CNI's addresses where it gives none. A pod that has its own addresses now, or is another or no endpoint, needs
     /// no stand-in any more.
-    pub(super) fn completed(&mut self, event: Event, snapshot: &Snapshot) -> Event {
+    pub(super) fn completed(&mut self, event: Event, known: &BTreeMap<ObjectName, Pod>) -> Event {
         match event {
             Event::Pod(pod) => {
-                let same = snapshot
-                    .pods
-                    .get(&pod.name)
-                    .is_some_and(|known| known.uid == pod.uid);
+                let same = known.get(&pod.name).is_some_and(|known| known.uid == pod.uid);
                 if !same || !pod.addresses.is_empty() || !pod.is_endpoint() {
                     self.0.remove(&pod.name);
                 }
@@ -52,17 +49,14 @@ impl Assigned {
         }
     }
 
-    /// Takes in what the CNI's results say now about the pods of `node`, and returns the pods that change by it.
-    pub(super) fn update(&mut self, results: &[Attachment], snapshot: &Snapshot, node: &str) -> Vec<Event> {
+    /// Takes in what the CNI's results say now about `pods`, which are this node's, and returns those that change by it.
+    pub(super) fn update(&mut self, results: &[Attachment], pods: &BTreeMap<ObjectName, Pod>) -> Vec<Event> {
         let mut now: BTreeMap<ObjectName, Vec<IpAddr>> = BTreeMap::new();
         for result in results.iter().filter(|result| !result.addresses.is_empty()) {
-            let Some(pod) = snapshot.pods.get(&result.pod) else {
+            let Some(pod) = pods.get(&result.pod) else {
                 continue;
             };
-            let counts = pod.node.as_deref() == Some(node)
-                && pod.is_endpoint()
-                && pod.addresses.is_empty()
-                && result.is_of(&pod.uid);
+            let counts = pod.is_endpoint() && pod.addresses.is_empty() && result.is_of(&pod.uid);
             if counts {
                 now.insert(result.pod.clone(), result.addresses.clone());
             }
@@ -71,7 +65,7 @@ impl Assigned {
         let changed: Vec<Pod> = names
             .into_iter()
             .filter(|name| now.get(*name) != self.0.get(*name))
-            .filter_map(|name| snapshot.pods.get(name).cloned())
+            .filter_map(|name| pods.get(name).cloned())
             .collect();
         self.0 = now;
         changed
@@ -110,22 +104,20 @@ mod tests {
         }
     }
 
-    fn snapshot(pod: Pod) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        snapshot.apply(Event::Pod(pod));
-        snapshot
+    fn only(pod: Pod) -> BTreeMap<ObjectName, Pod> {
+        BTreeMap::from([(pod.name.clone(), pod)])
     }
 
     #[test]
     fn the_cni_stands_in_until_the_api_tells() {
         let mut assigned = Assigned::default();
-        let silent = snapshot(pod("1", &[]));
+        let silent = only(pod("1", &[]));
         assert_eq!(
-            assigned.update(&[result("1")], &silent, "n1"),
+            assigned.update(&[result("1")], &silent),
             [Event::Pod(pod("1", &["10.0.0.5"]))]
         );
         // Nothing new; and an update that still tells no address.
-        assert_eq!(assigned.update(&[result("1")], &silent, "n1"), []);
+        assert_eq!(assigned.update(&[result("1")], &silent), []);
         assert_eq!(
             assigned.completed(Event::Pod(pod("1", &[])), &silent),
             Event::Pod(pod("1", &["10.0.0.5"]))
@@ -134,26 +126,23 @@ mod tests {
         let told = Event::Pod(pod("1", &["10.0.0.6"]));
         assert_eq!(assigned.completed(told.clone(), &silent), told);
         assert_eq!(
-            assigned.update(&[result("1")], &snapshot(pod("1", &["10.0.0.6"])), "n1"),
+            assigned.update(&[result("1")], &only(pod("1", &["10.0.0.6"]))),
             []
         );
     }
 
     #[test]
-    fn a_result_of_another_life_or_node_does_not_count() {
-        let of = |uid: &str, node: &str, result: Attachment| {
-            Assigned::default().update(&[result], &snapshot(pod(uid, &[])), node)
-        };
-        assert_eq!(of("2", "n1", result("1")), []);
-        assert_eq!(of("1", "n2", result("1")), []);
+    fn a_result_of_another_life_does_not_count() {
+        let of = |uid: &str, result: Attachment| Assigned::default().update(&[result], &only(pod(uid, &[])));
+        assert_eq!(of("2", result("1")), []);
         let mut assigned = Assigned::default();
-        let silent = snapshot(pod("1", &[]));
-        assigned.update(&[result("1")], &silent, "n1");
+        let silent = only(pod("1", &[]));
+        assigned.update(&[result("1")], &silent);
         // Created again under its name.
         let again = Event::Pod(pod("2", &[]));
         assert_eq!(assigned.completed(again.clone(), &silent), again);
         // The network of the pod is taken down before the API says anything.
-        assigned.update(&[result("1")], &silent, "n1");
-        assert_eq!(assigned.update(&[], &silent, "n1"), [Event::Pod(pod("1", &[]))]);
+        assigned.update(&[result("1")], &silent);
+        assert_eq!(assigned.update(&[], &silent), [Event::Pod(pod("1", &[]))]);
     }
 }

@@ -4,6 +4,8 @@
 //! acts on the kind of wake-up. A failed step leaves the policy in force and is tried again.
 
 mod assigned;
+mod first;
+mod known;
 pub mod latency;
 mod problems;
 mod reconcile;
@@ -24,7 +26,7 @@ use std::{
 use netpol_policy::{
     compile::{Compiler, Dirty},
     ids::IdSource,
-    model::{Event, Pod, Snapshot, Str},
+    model::Event,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -34,6 +36,8 @@ use tokio::{
 pub use self::start::run;
 use self::{
     assigned::Assigned,
+    first::First,
+    known::{Concern, Known},
     latency::{Births, Latency},
     source::{Source, bad_input},
 };
@@ -45,7 +49,7 @@ use crate::{
         wakeups::{Wakeups, Watch},
     },
     serve::Shared,
-    source::{Change, Loaded, Problem},
+    source::{Change, Problem},
 };
 
 /// Also without a wake-up we look at devices so often.
@@ -111,17 +115,6 @@ struct Noted {
     environment: bool,
 }
 
-/// What a change concerns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Concern {
-    /// Nothing that is not known already.
-    Nothing,
-    /// At most peers of this node's pods.
-    Elsewhere,
-    /// Pods of this node.
-    Local,
-}
-
 struct Agent {
     config: Config,
     source: Source,
@@ -132,8 +125,8 @@ struct Agent {
     dirty: Dirty,
     /// The kernel may hold anything, compare everything.
     unsure: bool,
-    /// What the source says.
-    snapshot: Snapshot,
+    /// What the source says of this node.
+    known: Known,
     assigned: Assigned,
     problems: Vec<Problem>,
     /// Policies that have no effect, and when they were looked for.
@@ -157,11 +150,17 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(config: Config, source: Source, loaded: Loaded, datapath: Datapath, shared: Arc<Shared>) -> Self {
+    fn new(config: Config, source: Source, first: First, datapath: Datapath, shared: Arc<Shared>) -> Self {
         // Ids go on above those in the kernel, so that none ever has two meanings.
-        let ids = IdSource::above(datapath.actual());
-        let mut compiler = Compiler::with_ids(Str::from(config.node.as_str()), ids.clone());
-        compiler.load(&loaded.snapshot);
+        let First {
+            mut compiler,
+            known,
+            problems,
+            ..
+        } = first;
+        let ids = compiler.ids();
+        ids.pass(datapath.actual());
+        compiler.settle();
         let mut agent = Self {
             config,
             source,
@@ -170,7 +169,7 @@ impl Agent {
             ids,
             dirty: Dirty::default(),
             unsure: true,
-            snapshot: loaded.snapshot,
+            known,
             assigned: Assigned::default(),
             problems: Vec::new(),
             effects: (Vec::new(), None),
@@ -188,7 +187,7 @@ impl Agent {
             started: now(),
         };
         agent.look_for_effects();
-        agent.note(loaded.problems);
+        agent.note(problems);
         agent
     }
 
@@ -243,10 +242,11 @@ impl Agent {
             match concern {
                 Concern::Local => self.reconcile(closely),
                 Concern::Elsewhere if !self.failures.is_empty() => self.reconcile(closely),
-                Concern::Elsewhere => {
-                    let failures = self.enforce().err().into_iter().collect();
-                    self.finish(failures);
-                }
+                Concern::Elsewhere => match self.enforce() {
+                    // Most of what happens elsewhere is of no pod that a rule here means.
+                    Ok(false) => self.write_report(),
+                    done => self.finish(done.err().into_iter().collect()),
+                },
                 Concern::Nothing => self.write_report(),
             }
             self.births.note(
@@ -298,33 +298,24 @@ impl Agent {
     /// Takes in what the source says, and tells what it concerns.
     fn take(&mut self, change: Change, came: Instant) -> Concern {
         let mut concern = Concern::Nothing;
-        let mut news = Vec::new();
         for event in change.events {
-            if self.snapshot.holds(&event) {
-                continue;
+            let its = self.known.concern(&event, &self.compiler);
+            if its > Concern::Nothing {
+                let completed = self.assigned.completed(event.clone(), &self.known.pods);
+                self.known.apply(&event);
+                self.report_due |= matches!(event, Event::Policy(_) | Event::PolicyGone(_));
+                // At once: the next event may undo it.
+                self.compiler.stage(completed);
             }
-            concern = concern.max(self.concern(&event));
-            news.push(self.assigned.completed(event.clone(), &self.snapshot));
-            self.snapshot.apply(event);
+            concern = concern.max(its);
         }
-        self.compiler.apply_all(news);
+        self.compiler.settle();
         if concern > Concern::Nothing {
             self.changed.get_or_insert(came);
             self.look_for_effects();
         }
         self.note(change.problems);
         concern
-    }
-
-    fn concern(&self, event: &Event) -> Concern {
-        let node = self.config.node.as_str();
-        let is_ours = |pod: &Pod| pod.node.as_deref() == Some(node);
-        let local = match event {
-            Event::Pod(pod) => is_ours(pod) || self.snapshot.pods.get(&pod.name).is_some_and(is_ours),
-            Event::PodGone(name) => self.snapshot.pods.get(name).is_some_and(is_ours),
-            _ => false,
-        };
-        if local { Concern::Local } else { Concern::Elsewhere }
     }
 
     fn next_look(&mut self) -> Instant {

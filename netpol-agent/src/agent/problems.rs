@@ -2,23 +2,22 @@
 
 use std::path::Path;
 
-use netpol_policy::model::{Pod, Snapshot};
 use tokio::time::Instant;
 
-use super::{Agent, EFFECTS};
+use super::{Agent, EFFECTS, known::Known};
 use crate::source::{Problem, Severity, effect};
 
 impl Agent {
     /// Looks for policies without effect, now and again.
     pub(super) fn look_for_effects(&mut self) {
         if self.effects.1.is_none_or(|then| then.elapsed() >= EFFECTS) {
-            self.effects = (effect::without(&self.snapshot), Some(Instant::now()));
+            self.effects = (effect::without(&self.compiler), Some(Instant::now()));
         }
     }
 
     /// Tells what is wrong with the source now and was not before.
     pub(super) fn note(&mut self, mut problems: Vec<Problem>) {
-        problems.extend(unknown_node(&self.config.node, &self.snapshot));
+        problems.extend(unknown_node(&self.known));
         problems.extend(no_results(self.datapath.cni_cache(), self.datapath.unbound()));
         problems.extend(self.effects.0.iter().cloned());
         if problems == self.problems {
@@ -59,11 +58,11 @@ fn no_results(directory: &Path, (pods, devices): (usize, usize)) -> Option<Probl
 }
 
 /// A node that nobody names is most probably misspelt: nothing would be enforced.
-fn unknown_node(node: &str, snapshot: &Snapshot) -> Option<Problem> {
-    let is_node_of = |pod: &Pod| pod.node.as_deref() == Some(node);
-    if snapshot.nodes.contains_key(node) || snapshot.pods.values().any(is_node_of) {
+fn unknown_node(known: &Known) -> Option<Problem> {
+    if known.is_node || !known.pods.is_empty() {
         return None;
     }
+    let node = &known.node;
     Some(Problem {
         file: None,
         line: None,

@@ -20,7 +20,7 @@ impl Agent {
     /// Gives pods the addresses that the CNI has given them and the API does not tell yet.
     pub(super) fn complete_pods(&mut self) -> datapath::Result<()> {
         let results = self.datapath.cni_results()?;
-        let changed = self.assigned.update(&results, &self.snapshot, &self.config.node);
+        let changed = self.assigned.update(&results, &self.known.pods);
         if !changed.is_empty() {
             self.compiler.apply_all(changed);
         }
@@ -49,8 +49,8 @@ impl Agent {
         self.finish(failures);
     }
 
-    /// Plans and writes the tables.
-    pub(super) fn enforce(&mut self) -> datapath::Result<()> {
+    /// Plans and writes the tables; whether there was anything to plan.
+    pub(super) fn enforce(&mut self) -> datapath::Result<bool> {
         self.dirty.merge(self.compiler.take_dirty());
         // A pod that was created again under its name starts without rules, even if they are those of the one before.
         let ruled = &self.datapath.actual().pods;
@@ -58,6 +58,10 @@ impl Agent {
         self.dirty
             .pods
             .extend(bare.filter(|pod| !ruled.contains_key(*pod)).cloned());
+        let changed = self.changed.take();
+        if !self.unsure && self.dirty.is_empty() {
+            return Ok(false);
+        }
         let scope = if self.unsure {
             Scope::Everything
         } else {
@@ -72,10 +76,12 @@ impl Agent {
                 Err(datapath::Error::TooSmall(full)) => {
                     // Nothing was written. Say whose policies need the room.
                     let full = Box::new(self.compiler.blame(*full));
+                    self.changed = changed;
                     return Err(datapath::Error::TooSmall(full));
                 }
                 Err(error) => {
                     self.unsure = true;
+                    self.changed = changed;
                     return Err(error);
                 }
             }
@@ -89,10 +95,10 @@ impl Agent {
         }
         self.unsure = false;
         self.dirty = Dirty::default();
-        if let Some(came) = self.changed.take() {
+        if let Some(came) = changed {
             self.latency.events.observe(came.elapsed().as_secs_f64());
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Notes failures, tells those that are new, writes the report.
@@ -133,7 +139,7 @@ impl Agent {
             .tables()
             .pods
             .keys()
-            .filter_map(|name| self.snapshot.pods.get(name))
+            .filter_map(|name| self.known.pods.get(name))
             .map(|pod| LocalPod {
                 exempt: exempt(&pod.name.namespace, &pod.name.name),
                 addresses: self.assigned.addresses(pod),

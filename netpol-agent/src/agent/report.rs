@@ -27,9 +27,11 @@ impl Agent {
         }
         self.report_due = false;
         let mut report = self.report();
-        if let Some((reported, _)) = &self.reported {
+        if let Some((reported, then)) = &mut self.reported {
             report.updated = reported.updated;
             if report == *reported {
+                // It was made: the next is not made earlier for having said nothing.
+                *then = Instant::now();
                 return;
             }
             report.updated = now();
@@ -69,7 +71,11 @@ impl Agent {
             pods: self.pod_reports(&devices),
             devices,
             classes: self.compiler.stats().classes,
-            policies: self.snapshot.policies.keys().map(ToString::to_string).collect(),
+            policies: self
+                .compiler
+                .policies()
+                .map(|policy| policy.name.to_string())
+                .collect(),
             rulesets: self.ruleset_reports(),
         }
     }

@@ -59,19 +59,19 @@ impl Source {
         }
     }
 
-    /// Everything, as soon as all of it is known: of an API server that is away, that may take long.
-    pub(super) async fn first(&mut self) -> anyhow::Result<Loaded> {
-        let loaded = match self {
-            Self::Manifests { loaded, .. } => loaded.take(),
-            Self::Kubernetes(watcher) => watcher.first().await,
-        };
-        loaded.ok_or_else(|| self.ended())
-    }
-
-    /// The next change, and when it came.
+    /// The next change, and when it came. The first ones are everything, as soon as all of it is known: of an API server that is away, that
+    /// may take long.
     pub(super) async fn next(&mut self) -> anyhow::Result<(Change, Instant)> {
         let change = match self {
-            Self::Manifests { watcher, .. } => watcher.next().await.map(|change| (change, Instant::now())),
+            Self::Manifests { watcher, loaded, .. } => match loaded.take() {
+                Some(loaded) => Some(Change {
+                    events: loaded.snapshot.into_events().collect(),
+                    problems: loaded.problems,
+                    complete: true,
+                }),
+                None => watcher.next().await,
+            }
+            .map(|change| (change, Instant::now())),
             Self::Kubernetes(watcher) => watcher.next().await,
         };
         change.ok_or_else(|| self.ended())

@@ -6,12 +6,12 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Agent, Config, Signals,
+    first::First,
     source::{Source, bad_input},
 };
 use crate::{
     datapath::{Datapath, wakeups::Wakeups},
     serve::{self, Shared},
-    source::{Loaded, parse},
 };
 
 /// `--once` does not wait longer for an API server.
@@ -42,19 +42,19 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         // First: a signal that comes while we write waits until what was begun is in force.
         let mut signals = Signals::listen()?;
         let announcements = Wakeups::devices()?;
-        let Some(loaded) = wait(&mut source, &mut signals, &shared, config.once).await? else {
+        let Some(first) = wait(&mut source, &mut signals, &shared, &config).await? else {
             tracing::info!("ending before anything was listed: nothing was changed");
             return Ok(());
         };
         if source.kubernetes().is_some() {
-            check_node(&config.node, &loaded)?;
+            first.check_node()?;
         }
-        let snapshot = &loaded.snapshot;
+        let stats = first.compiler.stats();
         tracing::info!(
             source = source.name(),
-            namespaces = snapshot.namespaces.len(),
-            policies = snapshot.policies.len(),
-            pods = snapshot.pods.len(),
+            namespaces = stats.namespaces,
+            policies = stats.policies,
+            pods = stats.pods,
             "everything is listed"
         );
         // Not before: what is refused until here leaves nothing behind.
@@ -62,7 +62,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             opened = Datapath::open_when_free(config.datapath.clone()) => opened?,
             () = signals.next() => return Ok(()),
         };
-        Agent::new(config, source, loaded, datapath, shared)
+        Agent::new(config, source, first, datapath, shared)
             .run(announcements, signals)
             .await
     })
@@ -73,16 +73,20 @@ async fn wait(
     source: &mut Source,
     signals: &mut Signals,
     shared: &Shared,
-    once: bool,
-) -> anyhow::Result<Option<Loaded>> {
+    config: &Config,
+) -> anyhow::Result<Option<First>> {
     let begun = Instant::now();
+    let mut first = First::new(&config.node);
     loop {
         tokio::select! {
-            loaded = source.first() => return loaded.map(Some),
+            change = source.next() => if first.take(change?.0) {
+                return Ok(Some(first));
+            },
             () = signals.next() => return Ok(None),
-            () = sleep(ALIVE) => shared.alive(),
+            () = sleep(ALIVE) => {}
         }
-        if once && begun.elapsed() > ONCE {
+        shared.alive();
+        if config.once && begun.elapsed() > ONCE {
             let name = source.name();
             let message = format!(
                 "{name} could not be listed within {} s, see above: nothing was changed",
@@ -91,25 +95,4 @@ async fn wait(
             return Err(bad_input(message).into());
         }
     }
-}
-
-/// A node that the cluster does not have is misspelt: nothing would be enforced, and nobody would notice.
-fn check_node(node: &str, loaded: &Loaded) -> anyhow::Result<()> {
-    let nodes = &loaded.snapshot.nodes;
-    if nodes.contains_key(node) {
-        return Ok(());
-    }
-    let names: Vec<&str> = nodes.keys().map(|name| &**name).collect();
-    let help = match parse::closest(node, &names) {
-        Some(name) => format!("did you mean {name}?"),
-        None => format!(
-            "the cluster has {} nodes, among them {}",
-            names.len(),
-            names[..names.len().min(5)].join(", ")
-        ),
-    };
-    Err(bad_input(format!(
-        "--node {node}: the cluster has no such node; help: {help}"
-    ))
-    .into())
 }

@@ -52,8 +52,8 @@ impl std::fmt::Display for Key {
 }
 
 /// That `object` is there.
-pub(super) fn event(object: &Object) -> Event {
-    match object.clone() {
+pub(super) fn event(object: Object) -> Event {
+    match object {
         Object::Namespace(object) => Event::Namespace(object),
         Object::Node(object) => Event::Node(object),
         Object::Pod(object) => Event::Pod(object),

@@ -39,4 +39,6 @@ pub struct Change {
     pub events: Vec<Event>,
     /// *All* that is wrong now, not only what is new.
     pub problems: Vec<Problem>,
+    /// `false`: a part of what is listed first, from which nothing may be concluded before the rest has come.
+    pub complete: bool,
 }

@@ -170,6 +170,32 @@ fn nothing_comes_out_before_everything_was_listed() {
 }
 
 #[test]
+fn a_long_list_comes_in_parts_of_which_only_the_last_is_complete() {
+    for streams in [true, false] {
+        let server = filled(streams);
+        for at in 0..3000 {
+            let name = format!("b{at:04}");
+            let address = format!("10.1.{}.{}", at / 200, at % 200 + 1);
+            server.put("pods", &format!("prod/{name}"), pod(&name, &address));
+        }
+        let mut follower = Follower::new(&server);
+        let (mut parts, mut snapshot) = (Vec::new(), Snapshot::default());
+        while parts.last() != Some(&true) {
+            let next = async { timeout(PATIENCE, follower.watcher.next()).await };
+            let next = follower.runtime.block_on(next).expect("in time");
+            let (change, _) = next.expect("the thread goes on");
+            parts.push(change.complete);
+            change.events.into_iter().for_each(|event| snapshot.apply(event));
+        }
+        assert_eq!(snapshot.pods.len(), 3005);
+        assert!(parts.len() > 2, "{parts:?}");
+        server.put("pods", "prod/c", pod("c", "10.0.0.9"));
+        let next = follower.runtime.block_on(follower.watcher.next());
+        assert!(next.is_some_and(|(change, _)| change.complete));
+    }
+}
+
+#[test]
 fn what_was_missed_while_the_server_was_busy_comes_after() {
     for code in [429, 500, 503] {
         let server = filled(true);

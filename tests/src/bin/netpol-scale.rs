@@ -7,7 +7,7 @@ use clap::Parser;
 use netpol_tests::{
     net::Rig,
     sandbox::stop,
-    scale::{self, KIND, Options, Size},
+    scale::{self, KIND, Options, Plane, Size},
 };
 
 /// One agent in a large cluster without kubelets.
@@ -22,6 +22,9 @@ struct Args {
     /// The control plane's name.
     #[arg(long, default_value = "scale")]
     name: String,
+    /// The directory of a control plane that is there, and stays.
+    #[arg(long, conflicts_with = "name")]
+    there: Option<PathBuf>,
     /// Pods of the cluster.
     #[arg(long, default_value_t = 50_000)]
     pods: usize,
@@ -64,7 +67,10 @@ fn measure(args: &Args) -> Result<bool> {
     let options = Options {
         agent: scale::agent(args.agent.as_deref())?,
         xtask: args.xtask.clone(),
-        name: args.name.clone(),
+        control: match &args.there {
+            Some(directory) => Plane::There(directory.clone()),
+            None => Plane::New(args.name.clone()),
+        },
         size: Size::new(args.pods, args.local)?,
         churn: args.churn,
         window: Duration::from_secs(args.seconds),

@@ -43,14 +43,14 @@ impl Api {
         self.client.request_text(request).await
     }
 
-    /// Until it is done; what an earlier try has done already is done.
+    /// Until it is done; what was done already, by an earlier try or run, is done.
     async fn send(&self, method: Method, path: &str, kind: &str, body: Vec<u8>) -> Result<String> {
         let mut tries = 0;
         loop {
             tries += 1;
             match self.once(&method, path, kind, body.clone()).await {
                 Ok(answer) => return Ok(answer),
-                Err(Error::Api(status)) if tries > 1 && done_before(&method, status.code) => {
+                Err(Error::Api(status)) if done_before(&method, status.code) => {
                     return Ok(String::new());
                 }
                 Err(Error::Api(status)) if status.code < 500 && status.code != 429 => {
@@ -68,6 +68,15 @@ impl Api {
         self.send(Method::GET, path, JSON, Vec::new()).await
     }
 
+    /// How many pods there are.
+    pub(super) async fn count_pods(&self) -> Result<usize> {
+        let text = self.get("/api/v1/pods?limit=1").await?;
+        let list: Value = serde_json::from_str(&text).context("reading a list of pods")?;
+        let items = list["items"].as_array().map_or(0, Vec::len);
+        Ok(items + list["metadata"]["remainingItemCount"].as_u64().unwrap_or(0) as usize)
+    }
+
+    /// What is there is as good as created.
     async fn create(&self, path: &str, object: &Value) -> Result<()> {
         self.send(Method::POST, path, JSON, object.to_string().into_bytes())
             .await

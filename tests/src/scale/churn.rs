@@ -1,7 +1,7 @@
 //! Pods that change elsewhere in the cluster, so many a second.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -98,7 +98,12 @@ struct Changes {
     dead: VecDeque<usize>,
     /// How often each pod was changed.
     lives: Vec<u32>,
+    /// Pods of which a change is under way: two at a time would overtake each other.
+    busy: HashSet<usize>,
 }
+
+/// A change under way: whose, and how it ends.
+type Change<'a> = LocalBoxFuture<'a, (usize, Result<()>)>;
 
 impl Changes {
     /// A pod elsewhere that is alive and was not changed for long: a step of a prime, in a fixed order.
@@ -106,7 +111,7 @@ impl Changes {
         loop {
             self.step += 1;
             let pod = (self.step * 7919) % self.size.pods;
-            if self.size.place(pod).is_none() && !self.dead.contains(&pod) {
+            if self.size.place(pod).is_none() && !self.dead.contains(&pod) && !self.busy.contains(&pod) {
                 self.lives[pod] += 1;
                 return pod;
             }
@@ -114,26 +119,35 @@ impl Changes {
     }
 
     /// A quarter each: gone, other labels, other status, new.
-    fn next<'a>(&mut self, api: &'a Api, turn: u64) -> LocalBoxFuture<'a, Result<()>> {
+    fn next<'a>(&mut self, api: &'a Api, turn: u64) -> Change<'a> {
         if turn % 4 == 3
             && self.dead.len() > DEAD
-            && let Some(pod) = self.dead.pop_front()
+            && let Some(change) = self.revive(api)
         {
-            let life = self.lives[pod] as usize;
-            return Box::pin(api.create_pod(pod, life));
+            return change;
         }
         let pod = self.next_pod();
         let life = self.lives[pod];
+        self.busy.insert(pod);
         match turn % 4 {
             0 => {
                 self.dead.push_back(pod);
-                Box::pin(api.delete_pod(pod))
+                Box::pin(async move { (pod, api.delete_pod(pod).await) })
             }
-            2 => Box::pin(api.set_status(pod, life.is_multiple_of(2))),
+            2 => Box::pin(async move { (pod, api.set_status(pod, life.is_multiple_of(2)).await) }),
             // One in eight of them is one that selectors ask for.
-            _ if turn % 32 == 1 => Box::pin(async move { api.set_label(pod, "app", "api").await }),
-            _ => Box::pin(async move { api.set_label(pod, "version", &format!("v{life}")).await }),
+            _ if turn % 32 == 1 => Box::pin(async move { (pod, api.set_label(pod, "app", "api").await) }),
+            _ => Box::pin(async move { (pod, api.set_label(pod, "version", &format!("v{life}")).await) }),
         }
+    }
+
+    /// Creates the pod again that has been gone for the longest time.
+    fn revive<'a>(&mut self, api: &'a Api) -> Option<Change<'a>> {
+        let pod = *self.dead.front().filter(|pod| !self.busy.contains(pod))?;
+        self.dead.pop_front();
+        let life = self.lives[pod] as usize;
+        self.busy.insert(pod);
+        Some(Box::pin(async move { (pod, api.create_pod(pod, life).await) }))
     }
 }
 
@@ -143,6 +157,7 @@ async fn change(api: &Api, rate: u32, counts: &Counts) -> Result<()> {
         step: 0,
         dead: VecDeque::new(),
         lives: vec![0; api.size.pods],
+        busy: HashSet::new(),
     };
     let mut ticks = interval(Duration::from_secs(1) / rate);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -151,7 +166,10 @@ async fn change(api: &Api, rate: u32, counts: &Counts) -> Result<()> {
         loop {
             tokio::select! {
                 _ = ticks.tick(), if under_way.len() < PARALLEL => break,
-                Some(done) = under_way.next() => note(counts, done),
+                Some((pod, done)) = under_way.next() => {
+                    changes.busy.remove(&pod);
+                    note(counts, done);
+                }
             }
         }
         if counts.stop.load(Ordering::Relaxed) {
@@ -159,10 +177,17 @@ async fn change(api: &Api, rate: u32, counts: &Counts) -> Result<()> {
         }
         under_way.push(changes.next(api, turn));
     }
-    while let Some(done) = under_way.next().await {
-        note(counts, done);
+    // The cluster is left as it was found, but for labels.
+    loop {
+        while let Some((pod, done)) = under_way.next().await {
+            changes.busy.remove(&pod);
+            note(counts, done);
+        }
+        under_way.extend(std::iter::from_fn(|| changes.revive(api)).take(PARALLEL));
+        if under_way.is_empty() {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 fn note(counts: &Counts, done: Result<()>) {

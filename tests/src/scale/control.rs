@@ -12,10 +12,19 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
-/// etcd and an API server; dropping it removes them.
+/// Which control plane.
+#[derive(Clone, Debug)]
+pub enum Plane {
+    /// One of this name, that ends with who started it.
+    New(String),
+    /// The one of this directory, which stays.
+    There(PathBuf),
+}
+
+/// etcd and an API server; dropping it removes them, if it has started them.
 #[derive(Debug)]
 pub(super) struct ControlPlane {
-    child: Child,
+    child: Option<Child>,
     /// For `system:masters`.
     pub(super) kubeconfig: PathBuf,
     /// The process whose network namespace has the bridge `br0`, which carries nodes.
@@ -47,28 +56,14 @@ impl ControlPlane {
     ///
     /// # Errors
     /// It does not come up: what it says is on standard error.
-    pub(super) fn start(xtask: &Path, name: &str) -> Result<Self> {
-        let mut child = Command::new(xtask)
-            .args(["cluster", "up", "--nodes", "0", "--hold", "--name", name])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // Ctrl-C is for this process, which lets go of it when it has removed what stands on it.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("starting {}", xtask.display()))?;
-        let stdout = child.stdout.take().context("no standard output")?;
-        let mut directory = String::new();
-        BufReader::new(stdout)
-            .read_line(&mut directory)
-            .context("reading what xtask says")?;
-        if directory.is_empty() {
-            let _ended = child.wait();
-        }
-        ensure!(
-            !directory.is_empty(),
-            "the control plane did not come up, see above"
-        );
-        let directory = PathBuf::from(directory.trim());
+    pub(super) fn start(xtask: &Path, plane: &Plane) -> Result<Self> {
+        let (child, directory) = match plane {
+            Plane::New(name) => {
+                let (child, directory) = raise(xtask, name)?;
+                (Some(child), directory)
+            }
+            Plane::There(directory) => (None, directory.clone()),
+        };
         let text = fs::read(directory.join("cluster.json")).context("reading cluster.json")?;
         let record: Record = serde_json::from_slice(&text).context("reading cluster.json")?;
         Ok(Self {
@@ -87,9 +82,35 @@ impl ControlPlane {
     }
 }
 
+fn raise(xtask: &Path, name: &str) -> Result<(Child, PathBuf)> {
+    let mut child = Command::new(xtask)
+        .args(["cluster", "up", "--nodes", "0", "--hold", "--name", name])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        // Ctrl-C is for this process, which lets go of it when it has removed what stands on it.
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("starting {}", xtask.display()))?;
+    let stdout = child.stdout.take().context("no standard output")?;
+    let mut directory = String::new();
+    BufReader::new(stdout)
+        .read_line(&mut directory)
+        .context("reading what xtask says")?;
+    if directory.is_empty() {
+        let _ended = child.wait();
+    }
+    ensure!(
+        !directory.is_empty(),
+        "the control plane did not come up, see above"
+    );
+    Ok((child, PathBuf::from(directory.trim())))
+}
+
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        let _ended = self.child.wait();
+        if let Some(child) = &mut self.child {
+            drop(child.stdin.take());
+            let _ended = child.wait();
+        }
     }
 }

@@ -31,6 +31,7 @@ use self::{
     objects::{namespace_name, namespace_of, node_name, pod_name},
 };
 pub use self::{
+    control::Plane,
     objects::Size,
     report::{Report, Row},
 };
@@ -49,8 +50,8 @@ pub struct Options {
     pub agent: PathBuf,
     /// xtask's, which makes the control plane.
     pub xtask: PathBuf,
-    /// The control plane's name.
-    pub name: String,
+    /// The control plane.
+    pub control: Plane,
     /// How large.
     pub size: Size,
     /// Pods that change a second.
@@ -71,11 +72,12 @@ pub fn run(options: &Options) -> Result<Report> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let control = ControlPlane::start(&options.xtask, &options.name)?;
+    let control = ControlPlane::start(&options.xtask, &options.control)?;
     let api = runtime.block_on(Api::new(&control.kubeconfig, options.size))?;
     let mut report = Report::default();
-    let took = runtime.block_on(load::everything(&api))?;
-    report.put("objects created in", took.as_secs_f64(), "s", None);
+    if let Some(took) = runtime.block_on(load::everything(&api))? {
+        report.put("objects created in", took.as_secs_f64(), "s", None);
+    }
     let (bytes, listed) = runtime.block_on(look(&api))?;
     report.put("a pod in JSON", bytes as f64 / 1024.0, "KiB", None);
     let rig = Rig::new(KIND)?;

@@ -166,12 +166,8 @@ impl Node {
     /// Removes what an agent has pinned, which must have ended.
     pub(super) fn cleanup(&self, agent: &Path) -> Result<()> {
         let (agent, pins) = (agent.to_string_lossy(), self.pins.to_string_lossy());
-        let state = self.directory.join("state");
         self.namespace
-            .command(
-                &agent,
-                &["cleanup", "--pin", &pins, "--state", &state.to_string_lossy()],
-            )
+            .command(&agent, &["cleanup", "--pin", &pins])
             .map(drop)
     }
 }

@@ -176,7 +176,7 @@ pub(crate) enum Backend {
 }
 
 /// A cluster's name is part of the name of a link, which has 15 bytes: `npc-` and this.
-fn parse_name(name: &str) -> Result<String, String> {
+pub(crate) fn parse_name(name: &str) -> Result<String, String> {
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.is_empty() || name.len() > 11 || !name.chars().all(fine) || name.starts_with('-') {
         return Err(
@@ -192,6 +192,11 @@ fn parse_name(name: &str) -> Result<String, String> {
 /// [`crate::preflight::Missing`] where something can't be had.
 pub(crate) fn prepare() -> Result<()> {
     up::prepare().map(drop)
+}
+
+/// Where the cluster `name` is, if it is.
+pub(crate) fn directory(name: &str) -> PathBuf {
+    record::dir(name)
 }
 
 /// The verb.

@@ -27,7 +27,8 @@ pub(super) struct Pod {
     pub(super) space: SpaceAt,
     pub(super) labels: Box<[Pair]>,
     pub(super) addresses: Box<[AddressAt]>,
-    pub(super) ports: Box<[NamedPort]>,
+    /// Shared: replicas have the same.
+    pub(super) ports: Arc<[NamedPort]>,
     pub(super) local: bool,
     pub(super) terminating: bool,
 }

@@ -31,6 +31,8 @@ pub struct Stats {
     pub port_sets: usize,
     /// Running pods with a network of their own, of all nodes.
     pub pods: usize,
+    /// Namespaces, also those that are known by what is in them alone.
+    pub namespaces: usize,
     /// Policies, also those that matter to no pod of this node.
     pub policies: usize,
     /// Running pods of this node.
@@ -112,6 +114,7 @@ impl Compiler {
             peer_sets: self.peers.sets.len(),
             port_sets: self.desired.port_sets(),
             pods: self.objects.pods.len(),
+            namespaces: self.objects.spaces.len(),
             policies: self
                 .objects
                 .spaces

@@ -116,7 +116,7 @@ impl Index {
         if self.narrowed.is_empty() {
             return;
         }
-        for port in &pod.ports {
+        for port in pod.ports.iter() {
             if let Some(peers) = self.narrowed.get(&(port.name.clone(), port.protocol)) {
                 peers.iter().copied().for_each(&mut visit);
             }

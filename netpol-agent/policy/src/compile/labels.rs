@@ -39,9 +39,20 @@ impl LabelStore {
     /// The numbers of `labels`; given back by [`Self::release`].
     pub(super) fn acquire(&mut self, labels: &Labels) -> Box<[Pair]> {
         labels
-            .iter()
+            .pairs()
             .map(|(key, value)| self.acquire_pair(key, value))
             .collect()
+    }
+
+    /// Whether `pairs` are the numbers of `labels`.
+    pub(super) fn are(&self, pairs: &[Pair], labels: &Labels) -> bool {
+        let same = |(pair, (key, value)): (&Pair, (&str, &str))| self.find_pair(key, value) == Some(*pair);
+        pairs.len() == labels.iter().len() && pairs.iter().zip(labels.iter()).all(same)
+    }
+
+    fn find_pair(&self, key: &str, value: &str) -> Option<Pair> {
+        let key = *self.keys.get(key)?;
+        self.key_slots[key as usize].values.get(value).copied()
     }
 
     pub(super) fn release(&mut self, pairs: &[Pair]) {
@@ -57,38 +68,35 @@ impl LabelStore {
         }
     }
 
-    fn acquire_pair(&mut self, key: &str, value: &str) -> Pair {
-        if let Some(&at) = self.keys.get(key)
-            && let Some(&pair) = self.key_slots[at as usize].values.get(value)
-        {
+    fn acquire_pair(&mut self, key: &Str, value: &Str) -> Pair {
+        if let Some(pair) = self.find_pair(key, value) {
             self.pair_slots[pair as usize].refs += 1;
             return pair;
         }
         let key = self.acquire_key(key);
-        let value = Str::from(value);
+        // The source's own string: there is one copy of each in the agent.
         let slot = PairSlot {
             key,
             value: Some(value.clone()),
             refs: 1,
         };
         let pair = take_slot(&mut self.pair_slots, &mut self.free_pairs, slot);
-        self.key_slots[key as usize].values.insert(value, pair);
+        self.key_slots[key as usize].values.insert(value.clone(), pair);
         pair
     }
 
-    fn acquire_key(&mut self, name: &str) -> Key {
+    fn acquire_key(&mut self, name: &Str) -> Key {
         if let Some(&key) = self.keys.get(name) {
             self.key_slots[key as usize].refs += 1;
             return key;
         }
-        let name = Str::from(name);
         let slot = KeySlot {
             name: Some(name.clone()),
             values: HashMap::new(),
             refs: 1,
         };
         let key = take_slot(&mut self.key_slots, &mut self.free_keys, slot);
-        self.keys.insert(name, key);
+        self.keys.insert(name.clone(), key);
         key
     }
 
@@ -130,7 +138,7 @@ enum Test {
     Lacks(Key),
 }
 
-/// A selector over numbered labels. It holds references: [`Self::release`] it.
+/// A selector over numbered labels. What [`Self::new`] makes holds references: [`Self::release`] it.
 pub(super) struct Matcher(Box<[Test]>);
 
 impl Matcher {
@@ -143,6 +151,23 @@ impl Matcher {
                 Operator::NotIn(values) => Test::NoneOf(pairs(values)),
                 Operator::Exists => Test::Has(store.acquire_key(key)),
                 Operator::DoesNotExist => Test::Lacks(store.acquire_key(key)),
+            }
+        });
+        Self(tests.collect())
+    }
+
+    /// For a moment in which `store` does not change: without references. What no object has matches none.
+    pub(super) fn find(selector: &Selector, store: &LabelStore) -> Self {
+        let tests = selector.requirements.iter().map(|requirement| {
+            let key = &requirement.key;
+            let pairs = |values: &[Str]| values.iter().filter_map(|v| store.find_pair(key, v)).collect();
+            match (&requirement.operator, store.keys.get(key)) {
+                (Operator::In(values), _) => Test::AnyOf(pairs(values)),
+                (Operator::NotIn(values), _) => Test::NoneOf(pairs(values)),
+                (Operator::Exists, Some(key)) => Test::Has(*key),
+                (Operator::DoesNotExist, Some(key)) => Test::Lacks(*key),
+                (Operator::Exists, None) => Test::AnyOf(Box::default()),
+                (Operator::DoesNotExist, None) => Test::NoneOf(Box::default()),
             }
         });
         Self(tests.collect())

@@ -11,8 +11,10 @@
 
 mod classes;
 mod desired;
+mod effect;
 mod entities;
 mod explain;
+mod held;
 mod index;
 mod labels;
 mod nets;
@@ -24,6 +26,7 @@ mod properties;
 mod rulesets;
 mod settle;
 mod settle_classes;
+mod shared;
 mod slab;
 #[cfg(test)]
 mod tests;
@@ -35,7 +38,7 @@ use ipnet::IpNet;
 use self::{
     classes::Classes, desired::Desired, nets::Region, objects::Objects, peers::Peers, rulesets::Rulesets,
 };
-pub use self::{desired::Dirty, explain::Stats};
+pub use self::{desired::Dirty, effect::Idle, explain::Stats};
 use crate::{
     ids::IdSource,
     model::{Event, Snapshot, Str},
@@ -94,10 +97,7 @@ impl Compiler {
 
     /// Applies everything in `snapshot`.
     pub fn load(&mut self, snapshot: &Snapshot) {
-        let namespaces = snapshot.namespaces.values().cloned().map(Event::Namespace);
-        let policies = snapshot.policies.values().cloned().map(Event::Policy);
-        let pods = snapshot.pods.values().cloned().map(Event::Pod);
-        self.apply_all(namespaces.chain(policies).chain(pods));
+        self.apply_all(snapshot.clone().into_events());
     }
 
     /// What the kernel should hold.
@@ -122,7 +122,8 @@ impl Compiler {
             && self.regions.is_empty()
     }
 
-    fn stage(&mut self, event: Event) {
+    /// Takes in one change, of which [`Self::holds`] knows at once; the tables follow with [`Self::settle`].
+    pub fn stage(&mut self, event: Event) {
         let objects = &mut self.objects;
         match event {
             Event::Namespace(object) => objects.put_namespace(&object),

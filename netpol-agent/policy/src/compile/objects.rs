@@ -9,9 +9,10 @@ use std::{
 use super::{
     entities::{Address, AddressAt, Local, Namespace, Pod, PodAt, Policy, SpaceAt},
     labels::{LabelStore, Pair},
+    shared::Shared,
     slab::Slab,
 };
-use crate::model::{self, ObjectName, Str};
+use crate::model::{self, NamedPort, ObjectName, Str};
 
 /// What the last events touched.
 #[derive(Default)]
@@ -26,8 +27,9 @@ pub(super) struct Objects {
     node: Str,
     pub(super) labels: LabelStore,
     pub(super) spaces: Slab<Namespace>,
-    by_name: BTreeMap<Str, SpaceAt>,
+    pub(super) by_name: BTreeMap<Str, SpaceAt>,
     pub(super) pods: Slab<Pod>,
+    ports: Shared<[NamedPort]>,
     pub(super) addresses: Slab<Address>,
     by_ip: HashMap<IpAddr, AddressAt>,
     pub(super) local: BTreeMap<ObjectName, Local>,
@@ -43,6 +45,7 @@ impl Objects {
             spaces: Slab::default(),
             by_name: BTreeMap::new(),
             pods: Slab::default(),
+            ports: Shared::default(),
             addresses: Slab::default(),
             by_ip: HashMap::new(),
             local: BTreeMap::new(),
@@ -73,7 +76,8 @@ impl Objects {
                 return;
             }
             self.leave(&name, at);
-            self.pods[at] = new;
+            let old = std::mem::replace(&mut self.pods[at], new);
+            self.ports.release(old.ports);
             self.enter(&name, at);
         } else {
             let at = self.pods.insert(new);
@@ -82,7 +86,12 @@ impl Objects {
         }
     }
 
+    pub(super) fn is_local(&self, pod: &model::Pod) -> bool {
+        pod.node.as_ref() == Some(&self.node)
+    }
+
     fn admit(&mut self, space: SpaceAt, pod: model::Pod) -> Pod {
+        let local = self.is_local(&pod);
         let mut ips = pod.addresses;
         ips.sort_unstable();
         ips.dedup();
@@ -90,8 +99,8 @@ impl Objects {
             space,
             labels: self.labels.acquire(&pod.labels),
             addresses: ips.into_iter().map(|ip| self.address(ip)).collect(),
-            ports: pod.ports.into(),
-            local: pod.node.as_ref() == Some(&self.node),
+            ports: self.ports.get(&pod.ports),
+            local,
             terminating: pod.terminating,
         }
     }
@@ -163,7 +172,8 @@ impl Objects {
         };
         if let Some(at) = self.spaces[space].pods.remove(&name.name) {
             self.leave(name, at);
-            self.pods.remove(at);
+            let old = self.pods.remove(at);
+            self.ports.release(old.ports);
             self.drop_empty(space);
         }
     }
@@ -277,6 +287,7 @@ impl Objects {
             && self.spaces.is_empty()
             && self.by_name.is_empty()
             && self.pods.is_empty()
+            && self.ports.is_empty()
             && self.addresses.is_empty()
             && self.by_ip.is_empty()
             && self.local.is_empty()

@@ -243,6 +243,30 @@ proptest! {
     }
 
     #[test]
+    fn what_is_held_need_not_be_applied(
+        snapshot in generate::snapshots(Shape::default()).prop_map(Readable),
+        batches in vec(vec(generate::events(Shape::default()), 1..8), 1..8),
+    ) {
+        let mut snapshot = snapshot.0;
+        let mut compiler = Compiler::new(LOCAL_NODE.into(), 1);
+        compiler.load(&snapshot);
+        for batch in batches {
+            for event in batch {
+                snapshot.apply(event.clone());
+                if !compiler.holds(&event) {
+                    compiler.stage(event.clone());
+                }
+                prop_assert!(compiler.holds(&event), "{:?} was staged", event);
+            }
+            compiler.settle();
+            prop_assert_eq!(canonical(compiler.tables()), canonical(&full(&snapshot, LOCAL_NODE)));
+            let held = snapshot.clone().into_events();
+            held.for_each(|event| assert!(compiler.holds(&event), "{event:?} is in force"));
+            prop_assert!(compiler.policies().eq(snapshot.policies.values()));
+        }
+    }
+
+    #[test]
     fn nothing_stays_of_what_went(snapshot in generate::snapshots(Shape::default()).prop_map(Readable)) {
         let snapshot = snapshot.0;
         let mut compiler = Compiler::new(LOCAL_NODE.into(), 1);

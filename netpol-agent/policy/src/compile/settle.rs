@@ -31,7 +31,8 @@ pub(super) struct Change {
 }
 
 impl Compiler {
-    pub(super) fn settle(&mut self) {
+    /// Brings the tables to what was staged.
+    pub fn settle(&mut self) {
         self.settle_pods();
         let mut change = self.settle_sets();
         self.settle_namespaces();

@@ -1,7 +1,7 @@
 //! The API server as a source: NetworkPolicies, Namespaces, Pods and Nodes, listed and watched.
 //!
 //! A thread of its own follows four watches of kube's [`watcher`]; what they say goes through the [`store`] and
-//! comes out as the same [`Change`]s that a directory of manifests gives. Nothing comes out before all four kinds have been
+//! comes out as the same [`Change`]s that a directory of manifests gives. None of them is complete before all four kinds have been
 //! listed once; what the server can not tell later changes nothing.
 
 mod client;
@@ -21,7 +21,6 @@ use kube::{
         watcher::{self, watcher},
     },
 };
-use netpol_policy::model::Snapshot;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until},
@@ -35,7 +34,7 @@ use self::{
     pause::Pauses,
     store::{Heard, Store, Which},
 };
-use super::{Change, Loaded, parse::Node};
+use super::{Change, parse::Node};
 
 /// Changes are given out at most so often: a rush of them is one change.
 const GATHER: Duration = Duration::from_millis(10);
@@ -82,20 +81,10 @@ impl Watcher {
         })
     }
 
-    /// The next change, and when the first of what is in it came. `None` once the thread has ended.
+    /// The next change, and when the first of what is in it came; up to the first that is complete they are everything that was listed. `None` once the
+    /// thread has ended.
     pub async fn next(&mut self) -> Option<(Change, Instant)> {
         self.changes.recv().await
-    }
-
-    /// Everything, once it was listed.
-    pub async fn first(&mut self) -> Option<Loaded> {
-        let (change, _) = self.next().await?;
-        let mut snapshot = Snapshot::default();
-        change.events.into_iter().for_each(|event| snapshot.apply(event));
-        Some(Loaded {
-            snapshot,
-            problems: change.problems,
-        })
     }
 
     /// How the watches fare.
@@ -128,19 +117,24 @@ async fn follow(client: Client, health: Health, sender: mpsc::Sender<(Change, In
         watch::<Policies>(&client, Which::Policies, &health).boxed(),
         watch::<Pods>(&client, Which::Pods, &health).boxed(),
     ]);
-    let mut synced = false;
+    // Whether all is listed, and whether that was said.
+    let (mut synced, mut told) = (false, false);
     let (mut since, mut next) = (None::<Instant>, Instant::now());
     let mut purge = Instant::now() + PURGE;
     loop {
-        let due = synced && store.has_changed();
+        let due = match synced {
+            true => store.has_changed() || !told,
+            false => store.is_much(),
+        };
         tokio::select! {
             biased;
             permit = async { sleep_until(next).await; sender.reserve().await }, if due => {
                 let Ok(permit) = permit else { return };
-                if let Some(change) = store.take() {
-                    permit.send((change, since.take().unwrap_or_else(Instant::now)));
+                permit.send((store.take(synced), since.take().unwrap_or_else(Instant::now)));
+                told = synced;
+                if synced {
+                    next = Instant::now() + GATHER;
                 }
-                next = Instant::now() + GATHER;
             }
             Some((which, hear, what)) = heard.next() => {
                 since.get_or_insert_with(Instant::now);

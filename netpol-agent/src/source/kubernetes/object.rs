@@ -21,6 +21,8 @@ use crate::source::{
 pub(super) enum Keep {
     /// All of it.
     All,
+    /// All of it, which no other object has: its strings are not looked for among those of others.
+    Own,
     /// Of a mapping, these fields; anything else is kept as it is.
     Fields(&'static [(&'static str, Keep)]),
     /// Of a list, this part of every item.
@@ -30,10 +32,10 @@ pub(super) enum Keep {
 const META: (&str, Keep) = (
     "metadata",
     Keep::Fields(&[
-        ("name", Keep::All),
+        ("name", Keep::Own),
         ("namespace", Keep::All),
-        ("uid", Keep::All),
-        ("resourceVersion", Keep::All),
+        ("uid", Keep::Own),
+        ("resourceVersion", Keep::Own),
         ("labels", Keep::All),
         ("deletionTimestamp", Keep::All),
     ]),
@@ -92,7 +94,7 @@ kinds! {
             ("containers", CONTAINERS),
             ("initContainers", CONTAINERS),
         ])),
-        ("status", Keep::Fields(&[("phase", Keep::All), ("podIP", Keep::All), ("podIPs", Keep::All)])),
+        ("status", Keep::Fields(&[("phase", Keep::All), ("podIP", Keep::Own), ("podIPs", Keep::Own)])),
     ]);
     Policies, "networking.k8s.io", "v1", "networking.k8s.io/v1", "NetworkPolicy", "networkpolicies",
         Keep::Fields(&[META, ("spec", Keep::All)]);
@@ -220,12 +222,16 @@ impl<'de> Visitor<'de> for Trim {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::String(intern(value)))
+        Ok(Value::String(match self.0 {
+            Keep::Own => value.into(),
+            Keep::All | Keep::Fields(_) | Keep::Each(_) => intern(value),
+        }))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let each = match self.0 {
             Keep::Each(each) => each,
+            Keep::Own => &Keep::Own,
             Keep::All | Keep::Fields(_) => &Keep::All,
         };
         let mut list = Vec::new();
@@ -240,6 +246,7 @@ impl<'de> Visitor<'de> for Trim {
         while let Some(key) = fields.next_key::<Cow<'_, str>>()? {
             let keep = match self.0 {
                 Keep::Fields(known) => known.iter().find(|(name, _)| *name == key).map(|(_, keep)| keep),
+                Keep::Own => Some(&Keep::Own),
                 Keep::All | Keep::Each(_) => Some(&Keep::All),
             };
             let Some(keep) = keep else {

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map},
+    hash::{BuildHasher as _, RandomState},
     mem,
 };
 
@@ -68,11 +69,16 @@ pub(super) enum Heard {
     Broken,
 }
 
+/// So many events of a first list are given out before it is complete: whoever gets them keeps less of an object than an event holds.
+const PART: usize = 500;
+
 /// Everything known.
 #[derive(Debug, Default)]
 pub(super) struct Store {
-    /// What the agent has been told is there; a pod with its UID.
-    known: BTreeMap<Key, Str>,
+    /// What the agent has been told is there; a pod with the [`Self::life`] that its UID means.
+    known: BTreeMap<Key, u64>,
+    /// With keys of its own: nobody can choose UIDs that agree.
+    hasher: RandomState,
     /// Objects whose namespace is not known yet.
     waiting: BTreeMap<Str, BTreeMap<Key, Object>>,
     /// How many pods and policies each namespace holds.
@@ -122,22 +128,25 @@ impl Store {
         }
     }
 
-    /// What has changed since this was asked last; `None` where nothing has.
-    pub(super) fn take(&mut self) -> Option<Change> {
-        if self.events.is_empty() && !mem::take(&mut self.problems_changed) {
-            return None;
-        }
+    /// What has changed since this was asked last, perhaps nothing; `complete` says whether everything was listed by now.
+    pub(super) fn take(&mut self, complete: bool) -> Change {
         self.problems_changed = false;
         let all = self.problems.values().chain(self.nameless.values()).flatten();
-        Some(Change {
+        Change {
             events: mem::take(&mut self.events),
             problems: all.cloned().collect(),
-        })
+            complete,
+        }
     }
 
     /// Whether [`Self::take`] has something to give.
     pub(super) fn has_changed(&self) -> bool {
         !self.events.is_empty() || self.problems_changed
+    }
+
+    /// Whether so much has changed that it should not wait for the rest of a list.
+    pub(super) fn is_much(&self) -> bool {
+        self.events.len() >= PART
     }
 
     fn parse<K: Kind>(&mut self, which: Which, node: &Node) -> Option<Object> {
@@ -180,7 +189,7 @@ impl Store {
                 .insert(key.clone(), object);
             return Some(key);
         }
-        self.publish(key.clone(), &object);
+        self.publish(key.clone(), object);
         if let Key::Namespace(name) = &key {
             self.leaving.remove(name);
             let waiting = self.waiting.remove(name).unwrap_or_default();
@@ -191,30 +200,35 @@ impl Store {
             others
                 .into_iter()
                 .chain(pods)
-                .for_each(|(key, object)| self.publish(key, &object));
+                .for_each(|(key, object)| self.publish(key, object));
         }
         Some(key)
     }
 
-    fn publish(&mut self, key: Key, object: &Object) {
-        let uid = match object {
-            Object::Pod(pod) => pod.uid.clone(),
-            _ => Str::from(""),
-        };
+    /// A number for the UID, which is longer and of no other use: two of a name have one in 2^64 times the same.
+    fn life(&self, object: &Object) -> u64 {
+        match object {
+            Object::Pod(pod) => self.hasher.hash_one(&pod.uid),
+            Object::Namespace(_) | Object::Node(_) | Object::Policy(_) => 0,
+        }
+    }
+
+    fn publish(&mut self, key: Key, object: Object) {
+        let life = self.life(&object);
         let gone = key.gone();
         let namespace = key.namespace().cloned();
         match self.known.entry(key) {
             btree_map::Entry::Vacant(entry) => {
-                entry.insert(uid);
+                entry.insert(life);
                 if let Some(namespace) = namespace {
                     *self.held.entry(namespace).or_default() += 1;
                 }
             }
             btree_map::Entry::Occupied(mut entry) => {
                 // Deleted and created again while we were not looking.
-                if *entry.get() != uid {
+                if *entry.get() != life {
                     self.events.push(gone);
-                    entry.insert(uid);
+                    entry.insert(life);
                 }
             }
         }

@@ -28,7 +28,7 @@ fn policy(name: &str) -> Node {
 
 /// What a change says, in words.
 fn words(store: &mut Store) -> Vec<String> {
-    let events = store.take().map(|change| change.events).unwrap_or_default();
+    let events = store.take(true).events;
     let word = |event: Event| match event {
         Event::Namespace(Namespace { name, .. }) => format!("namespace {name}"),
         Event::Node(NodeObject { name, .. }) => format!("node {name}"),
@@ -143,7 +143,7 @@ fn what_is_not_understood_is_said_and_allows_nothing() {
         r#"{"metadata":{"name":"p","namespace":"prod"},"spec":{"podSelector":{},"ingress":[{"from":[{"ipBlock":{"cidr":"10.0.0.0/99"}}]}]}}"#,
     );
     store.hear::<Policies>(Which::Policies, Heard::Apply(bad));
-    let change = store.take().unwrap();
+    let change = store.take(true);
     let Event::Policy(policy) = &change.events[0] else {
         panic!("{change:?}")
     };
@@ -165,9 +165,9 @@ fn what_is_not_understood_is_said_and_allows_nothing() {
     );
     // Mended: nothing is wrong any more.
     store.hear::<Policies>(Which::Policies, Heard::Apply(super::tests::policy("p")));
-    assert_eq!(store.take().unwrap().problems, []);
+    assert_eq!(store.take(true).problems, []);
     // An object without a name is said, too, and takes nobody along.
     store.hear::<Pods>(Which::Pods, Heard::Apply(json::<Pods>(r#"{"metadata":{}}"#)));
-    let change = store.take().unwrap();
+    let change = store.take(true);
     assert_eq!((change.events, change.problems.is_empty()), (vec![], false));
 }

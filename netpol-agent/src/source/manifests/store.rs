@@ -124,6 +124,7 @@ impl Store {
         changed.then(|| Change {
             events,
             problems: self.problems.clone(),
+            complete: true,
         })
     }
 }

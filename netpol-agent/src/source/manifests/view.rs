@@ -103,7 +103,7 @@ impl View {
     pub(super) fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::default();
         for object in self.objects.values() {
-            snapshot.apply(event(object));
+            snapshot.apply(event(Object::clone(object)));
         }
         snapshot
     }
@@ -129,7 +129,7 @@ impl View {
             if old.is_some_and(|old| is_another(old, object)) {
                 events.push(key.gone());
             }
-            events.push(event(object));
+            events.push(event(Object::clone(object)));
         }
         events.extend(
             self.objects

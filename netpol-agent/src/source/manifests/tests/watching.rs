@@ -24,6 +24,7 @@ fn until(watcher: &mut Watcher, done: impl Fn(&[Event], &Change) -> bool) -> Cha
             return Change {
                 events,
                 problems: change.problems,
+                complete: true,
             };
         }
     }
