@@ -38,6 +38,7 @@ const TARGETS: &[Target] = &[
     },
     target("netns_rig", ""),
     target("netns_sctp", ""),
+    target("netns_ipvs", ""),
     target("netns_uplinks", ""),
     target("netns_examples", "--test-threads 1 --exact three_tier db_policy"),
 ];
