@@ -52,9 +52,9 @@ pub enum Error {
         /// The end of its log.
         reason: String,
     },
-    /// Memory that BPF maps may lock ran out (kernels before 5.11).
+    /// Memory ran out: what BPF maps may lock (kernels before 5.11), the container's, or the machine's.
     #[error(
-        "{operation}: the kernel refused the memory; on kernels before 5.11 raise RLIMIT_MEMLOCK (`ulimit -l unlimited`, or LimitMEMLOCK=infinity in the unit), else choose smaller maps with --map-size"
+        "{operation}: the kernel refused the memory; on kernels before 5.11 raise RLIMIT_MEMLOCK (`ulimit -l unlimited`, or LimitMEMLOCK=infinity in the unit), else give the agent's container more memory, or choose smaller maps with --map-size"
     )]
     NoMemory {
         /// What was tried.

@@ -14,7 +14,7 @@ use super::{
 };
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData, MapInfo},
+    maps::{Map, MapData, MapError, MapInfo},
     programs::SchedClassifier,
 };
 
@@ -139,7 +139,10 @@ fn load_below(pins: &Pins, capacities: &Capacities) -> Result<Objects> {
 }
 
 fn load_error(error: aya::EbpfError) -> Error {
-    let operation = || "creating the BPF maps".to_owned();
+    let operation = || match &error {
+        aya::EbpfError::MapError(MapError::CreateError { name, .. }) => format!("creating map `{name}`"),
+        _ => "creating the BPF maps".to_owned(),
+    };
     match super::error::os_error(&error) {
         Some(libc::EPERM | libc::EACCES) if kernel::memlock_counts() && nix::unistd::geteuid().is_root() => {
             Error::NoMemory {

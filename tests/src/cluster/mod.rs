@@ -13,6 +13,7 @@
 mod agent;
 mod cast;
 mod drops;
+mod ipvs;
 mod nat;
 mod node;
 mod policy;
@@ -32,6 +33,7 @@ use netpol_policy::model::{ObjectName, Pod};
 pub use agent::{Agent, binary, next_binary};
 pub use cast::{manifests, pod};
 pub use drops::Drops;
+pub use ipvs::{Virtual, lacks_ipvs};
 pub use node::{Node, PodPlace};
 pub use policy::Policy;
 pub use traffic::{Counter, Talk, count};

@@ -55,6 +55,15 @@ impl Policy {
             .extend(rule("from", peers, Some(port)));
         self
     }
+
+    /// [`Self::egress`] for one port, `PROTOCOL/NUMBER`.
+    #[must_use]
+    pub fn egress_on(mut self, port: &str, peers: &[&str]) -> Self {
+        self.egress
+            .get_or_insert_default()
+            .extend(rule("to", peers, Some(port)));
+        self
+    }
 }
 
 impl fmt::Display for Policy {

@@ -6,6 +6,7 @@
 //! when the next [`Rig`] starts, so a killed run does not poison the next.
 
 mod command;
+mod memory;
 mod namespace;
 mod probe;
 mod residue;
@@ -24,6 +25,7 @@ use anyhow::{Context, Result};
 use nix::sys::statfs::BPF_FS_MAGIC;
 
 pub use command::{TIMEOUT, run, run_with_input};
+pub use memory::MemoryGroup;
 pub use namespace::{Child, Namespace};
 pub use probe::{Outcome, Probe, Transport, probe, probe_all};
 pub use residue::{Owner, Residue};

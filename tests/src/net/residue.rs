@@ -46,6 +46,11 @@ impl Owner {
         Self::parse(name.strip_prefix(kind)?.strip_prefix('-')?)
     }
 
+    /// Whether something called `name` belonged to an owner that has ended.
+    pub(super) fn is_dead(kind: &str, name: &str) -> bool {
+        Self::of_name(kind, name).is_some_and(|owner| !owner.is_alive())
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('-');
         Some(Self {

@@ -1,6 +1,7 @@
 //! The real object under `BPF_PROG_TEST_RUN`: real maps, real programs, packets as bytes, and the event that says why.
 
 mod abi;
+pub mod foreign;
 mod lab;
 mod machine;
 mod rotor;

@@ -2,12 +2,14 @@
 
 mod bare;
 mod begin;
+mod beside;
 mod born;
 mod cleanup;
 mod flood;
 mod kill;
 mod layouts;
 mod load;
+mod many;
 mod reuse;
 mod tcp;
 mod topology;

@@ -54,7 +54,14 @@ const KERNELS: &[Kernel] = &[
 ];
 
 /// Debian packages of this verb, beyond those of the other verbs.
-pub(crate) const PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "kmod", "cpio"];
+pub(crate) const PACKAGES: &[&str] = &[
+    "qemu-system-x86",
+    "busybox-static",
+    "kmod",
+    "cpio",
+    "ipset",
+    "ipvsadm",
+];
 
 /// How long one job (a test binary) may take in the guest, where everything is some fifteen times slower.
 const JOB: Duration = Duration::from_secs(600);

@@ -38,6 +38,11 @@ const TARGETS: &[Target] = &[
     },
     target("netns_rig", ""),
     target("netns_sctp", ""),
+    target("netns_ipvs", ""),
+    Target {
+        before: "export NETPOL_MAY_SET_CLOCK=1\n",
+        ..target("netns_clock", "")
+    },
     target("netns_uplinks", ""),
     target("netns_examples", "--test-threads 1 --exact three_tier db_policy"),
 ];
