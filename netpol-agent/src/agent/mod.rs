@@ -45,7 +45,7 @@ use crate::{
     datapath::{
         Datapath, Options,
         netlink::Announcements,
-        report::Report,
+        report::{Names, Report},
         wakeups::{Wakeups, Watch},
     },
     serve::Shared,
@@ -145,6 +145,8 @@ struct Agent {
     /// What was last written for `status`, and when; and whether there is more to say.
     reported: Option<(Report, Instant)>,
     report_due: bool,
+    /// The names of all policies.
+    policies: Names,
     shared: Arc<Shared>,
     started: u64,
 }
@@ -183,9 +185,11 @@ impl Agent {
             latency: shared.latency.clone(),
             reported: None,
             report_due: true,
+            policies: Names::default(),
             shared,
             started: now(),
         };
+        agent.name_policies();
         agent.look_for_effects();
         agent.note(problems);
         agent
@@ -298,18 +302,22 @@ impl Agent {
     /// Takes in what the source says, and tells what it concerns.
     fn take(&mut self, change: Change, came: Instant) -> Concern {
         let mut concern = Concern::Nothing;
+        let mut policies = false;
         for event in change.events {
             let its = self.known.concern(&event, &self.compiler);
             if its > Concern::Nothing {
                 let completed = self.assigned.completed(event.clone(), &self.known.pods);
                 self.known.apply(&event);
-                self.report_due |= matches!(event, Event::Policy(_) | Event::PolicyGone(_));
+                policies |= matches!(event, Event::Policy(_) | Event::PolicyGone(_));
                 // At once: the next event may undo it.
                 self.compiler.stage(completed);
             }
             concern = concern.max(its);
         }
         self.compiler.settle();
+        if policies {
+            self.name_policies();
+        }
         if concern > Concern::Nothing {
             self.changed.get_or_insert(came);
             self.look_for_effects();

@@ -39,7 +39,7 @@ impl Agent {
 
 /// Without CNI results a pod is told by a route, an alias or its own address, each of which comes later.
 fn no_results(directory: &Path, (pods, devices): (usize, usize)) -> Option<Problem> {
-    if directory.exists() || pods == 0 || devices == 0 {
+    if pods == 0 || devices == 0 || directory.exists() {
         return None;
     }
     Some(Problem {

@@ -43,6 +43,13 @@ impl Agent {
         self.reported = Some((report, Instant::now()));
     }
 
+    /// What the reports say of the policies, whose number may be large, is written down when they change.
+    pub(super) fn name_policies(&mut self) {
+        let names = self.compiler.policies().map(|policy| policy.name.to_string());
+        self.policies = names.collect::<Vec<_>>().into();
+        self.report_due = true;
+    }
+
     fn is_stale_changed(&self) -> bool {
         let said = self.reported.as_ref().map(|(report, _)| report.stale_since);
         said.is_some_and(|said| said != self.stale_since())
@@ -70,12 +77,8 @@ impl Agent {
             problems: self.problems.clone(),
             pods: self.pod_reports(&devices),
             devices,
-            classes: self.compiler.stats().classes,
-            policies: self
-                .compiler
-                .policies()
-                .map(|policy| policy.name.to_string())
-                .collect(),
+            classes: self.compiler.classes(),
+            policies: self.policies.clone(),
             rulesets: self.ruleset_reports(),
         }
     }
@@ -122,6 +125,13 @@ impl Agent {
 
     fn pod_reports(&self, devices: &[DeviceReport]) -> Vec<PodReport> {
         let actual = self.datapath.actual();
+        let mut of_pod: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for device in devices.iter().filter(|device| device.role == "pod") {
+            of_pod
+                .entry(&device.detail)
+                .or_default()
+                .push(device.name.clone());
+        }
         self.local_pods()
             .into_iter()
             .map(|pod| {
@@ -129,11 +139,7 @@ impl Agent {
                 let name = pod.name.to_string();
                 PodReport {
                     index: self.datapath.index(&pod.name).unwrap_or(0),
-                    devices: devices
-                        .iter()
-                        .filter(|device| device.role == "pod" && device.detail == name)
-                        .map(|device| device.name.clone())
-                        .collect(),
+                    devices: of_pod.remove(&*name).unwrap_or_default(),
                     addresses: pod.addresses,
                     ingress: rules.ingress,
                     egress: rules.egress,

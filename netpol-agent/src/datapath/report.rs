@@ -3,7 +3,9 @@
 use std::{
     fs::{self, File},
     io,
+    ops::Deref,
     path::Path,
+    sync::Arc,
 };
 
 use netpol_common::{
@@ -11,7 +13,7 @@ use netpol_common::{
     layout, reason,
 };
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
     abi::SHAPES,
@@ -22,6 +24,31 @@ use super::{
     object::{self, Pins},
 };
 use crate::source::Problem;
+
+/// Many names, of which one copy does for all reports until one changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "Vec<String>")]
+pub struct Names(Arc<[String]>);
+
+impl From<Vec<String>> for Names {
+    fn from(names: Vec<String>) -> Self {
+        Self(names.into())
+    }
+}
+
+impl Deref for Names {
+    type Target = [String];
+
+    fn deref(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl Serialize for Names {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.0[..].serialize(serializer)
+    }
+}
 
 /// Written by the agent after each change; times are seconds since 1970.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,7 +86,7 @@ pub struct Report {
     #[serde(default)]
     pub classes: usize,
     /// Names of all policies of the source.
-    pub policies: Vec<String>,
+    pub policies: Names,
     /// Rulesets in the kernel.
     pub rulesets: Vec<RulesetReport>,
 }
@@ -232,7 +259,7 @@ impl Report {
                 egress: 0,
             }],
             classes: 2,
-            policies: vec!["prod/p".to_owned()],
+            policies: vec!["prod/p".to_owned()].into(),
             rulesets: Vec::new(),
         }
     }

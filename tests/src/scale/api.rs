@@ -110,16 +110,16 @@ impl Api {
     pub(super) async fn create_pod(&self, pod: usize, life: usize) -> Result<()> {
         let path = format!("/api/v1/namespaces/{}/pods", namespace_name(namespace_of(pod)));
         self.create(&path, &self.size.pod(pod, life)).await?;
-        self.set_status(pod, true).await
+        self.set_status(pod, true, 0).await
     }
 
-    pub(super) async fn set_status(&self, pod: usize, ready: bool) -> Result<()> {
+    pub(super) async fn set_status(&self, pod: usize, ready: bool, restarts: u64) -> Result<()> {
         let path = format!("{}/status", pod_path(pod));
-        self.patch(&path, &self.size.status(pod, ready)).await
+        self.patch(&path, &self.size.status(pod, ready, restarts)).await
     }
 
-    pub(super) async fn set_label(&self, pod: usize, key: &str, value: &str) -> Result<()> {
-        let labels = serde_json::json!({"metadata": {"labels": {key: value}}});
+    pub(super) async fn set_labels(&self, pod: usize, labels: Value) -> Result<()> {
+        let labels = serde_json::json!({"metadata": {"labels": labels}});
         self.patch(&pod_path(pod), &labels).await
     }
 

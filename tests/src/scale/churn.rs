@@ -8,11 +8,12 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail};
 use futures::{StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
+use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{api::Api, objects::Size};
@@ -98,6 +99,8 @@ struct Changes {
     dead: VecDeque<usize>,
     /// How often each pod was changed.
     lives: Vec<u32>,
+    /// Another one in each run: what is as it was before is no change, and nobody hears of it.
+    run: u64,
     /// Pods of which a change is under way: two at a time would overtake each other.
     busy: HashSet<usize>,
 }
@@ -127,17 +130,26 @@ impl Changes {
             return change;
         }
         let pod = self.next_pod();
-        let life = self.lives[pod];
+        let (life, run) = (self.lives[pod], self.run);
         self.busy.insert(pod);
         match turn % 4 {
             0 => {
                 self.dead.push_back(pod);
                 Box::pin(async move { (pod, api.delete_pod(pod).await) })
             }
-            2 => Box::pin(async move { (pod, api.set_status(pod, life.is_multiple_of(2)).await) }),
+            2 => {
+                let (ready, restarts) = (life.is_multiple_of(2), (run + u64::from(life)) % 1_000_000);
+                Box::pin(async move { (pod, api.set_status(pod, ready, restarts).await) })
+            }
             // One in eight of them is one that selectors ask for.
-            _ if turn % 32 == 1 => Box::pin(async move { (pod, api.set_label(pod, "app", "api").await) }),
-            _ => Box::pin(async move { (pod, api.set_label(pod, "version", &format!("v{life}")).await) }),
+            _ if turn % 32 == 1 => {
+                let labels = json!({"app": "api", "version": format!("v{run}-{life}")});
+                Box::pin(async move { (pod, api.set_labels(pod, labels).await) })
+            }
+            _ => {
+                let labels = json!({"version": format!("v{run}-{life}")});
+                Box::pin(async move { (pod, api.set_labels(pod, labels).await) })
+            }
         }
     }
 
@@ -157,6 +169,7 @@ async fn change(api: &Api, rate: u32, counts: &Counts) -> Result<()> {
         step: 0,
         dead: VecDeque::new(),
         lives: vec![0; api.size.pods],
+        run: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
         busy: HashSet::new(),
     };
     let mut ticks = interval(Duration::from_secs(1) / rate);

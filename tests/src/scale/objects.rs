@@ -142,9 +142,9 @@ impl Size {
         })
     }
 
-    /// A patch of its status, as kubelet writes it; `ready` is what changes most.
+    /// A patch of its status, as kubelet writes it; what changes most is whether it is ready and how often it was started again.
     #[must_use]
-    pub fn status(self, pod: usize, ready: bool) -> Value {
+    pub fn status(self, pod: usize, ready: bool, restarts: u64) -> Value {
         let (address, since) = (self.address(pod).to_string(), "2026-01-01T00:00:00Z");
         let state = if ready { "True" } else { "False" };
         let conditions: Vec<Value> = [
@@ -157,7 +157,7 @@ impl Size {
         .into();
         json!({"status": {
             "phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "hostIP": "10.0.0.10", "startTime": since, "conditions": conditions,
-            "containerStatuses": [{"name": app_of(pod), "ready": ready, "started": true, "restartCount": 0,
+            "containerStatuses": [{"name": app_of(pod), "ready": ready, "started": true, "restartCount": restarts,
                 "image": "registry.example/app", "imageID": "registry.example/app@sha256:0", "containerID": format!("containerd://{pod:064x}"),
                 "state": {"running": {"startedAt": since}}}]}})
     }

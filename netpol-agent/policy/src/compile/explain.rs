@@ -105,6 +105,12 @@ impl Compiler {
         Some((ruleset.direction(), names.collect()))
     }
 
+    /// How many classes there are.
+    #[must_use]
+    pub fn classes(&self) -> usize {
+        self.classes.live.len()
+    }
+
     /// How much there is.
     #[must_use]
     pub fn stats(&self) -> Stats {

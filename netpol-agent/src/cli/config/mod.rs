@@ -265,4 +265,6 @@ fn effective(
 }
 
 #[cfg(test)]
+mod mistakes_tests;
+#[cfg(test)]
 mod tests;
