@@ -103,7 +103,10 @@ fn what_is_refused_ends_with_2_and_names_the_key() {
     for verb in ["run", "config"] {
         let (code, _, errors) = case.answer(case.command(verb).args(["--map-size", "nosuch=1"]));
         assert_eq!(code, 2, "{verb}");
-        assert!(errors.contains("--map-size <MAP=ENTRIES>': there is no map `nosuch`"), "{errors}");
+        assert!(
+            errors.contains("--map-size <MAP=ENTRIES>': there is no map `nosuch`"),
+            "{errors}"
+        );
     }
     let (code, _, errors) = case.config(&["--manifests=/m", "--kubeconfig=/k"]);
     assert_eq!(code, 2);

@@ -8,6 +8,9 @@ use super::store::Which;
 /// off), it answers a request for one so: 400, 422, or 500 within the stream.
 pub(super) const SERVER: &str = "server";
 
+/// The server no longer knows the version from which a watch would go on.
+pub(super) const EXPIRED: &str = "expired";
+
 /// A failure, understood.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Failure {
@@ -87,7 +90,7 @@ impl Failure {
                 false,
             ),
             410 => Self::new(
-                "expired",
+                EXPIRED,
                 format!("the watch of {plural} has fallen too far behind: listing again"),
                 true,
             ),

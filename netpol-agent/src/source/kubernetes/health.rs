@@ -6,6 +6,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use tokio::sync::watch;
+
 use super::store::Which;
 
 /// While the API server is away it is said so often.
@@ -70,15 +72,27 @@ struct Inner {
 
 /// Shared between the watches, the HTTP client and whoever asks.
 #[derive(Clone, Debug)]
-pub struct Health(Arc<Mutex<Inner>>);
+pub struct Health {
+    inner: Arc<Mutex<Inner>>,
+    /// Changes when the server answers a watch that had failed.
+    recovered: Arc<watch::Sender<()>>,
+}
 
 impl Health {
     pub(super) fn new() -> Self {
         let watches = Which::ALL.map(|which| (which.plural(), Watch::default())).into();
-        Self(Arc::new(Mutex::new(Inner {
-            status: Status { watches },
-            said: BTreeMap::new(),
-        })))
+        Self {
+            inner: Arc::new(Mutex::new(Inner {
+                status: Status { watches },
+                said: BTreeMap::new(),
+            })),
+            recovered: Arc::new(watch::Sender::new(())),
+        }
+    }
+
+    /// Tells from now on when the server answers again: who waits for another watch need not wait on.
+    pub(super) fn recoveries(&self) -> watch::Receiver<()> {
+        self.recovered.subscribe()
     }
 
     /// A copy of the state.
@@ -89,7 +103,7 @@ impl Health {
 
     /// Nothing here panics while it holds the lock; and numbers are better than none.
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn on(&self, plural: &str, change: impl FnOnce(&mut Watch)) {
@@ -108,6 +122,7 @@ impl Health {
         if let Some(since) = ended {
             let lasted = since.elapsed().unwrap_or_default();
             self.lock().said.remove(plural);
+            self.recovered.send_replace(());
             tracing::info!(resource = plural, ?lasted, "the API server answers again");
         }
     }

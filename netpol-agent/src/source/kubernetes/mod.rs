@@ -23,7 +23,7 @@ use kube::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 pub use self::client::{Access, AccessError};
@@ -37,7 +37,7 @@ use self::{
 use super::{Change, parse::Node};
 
 /// Changes are given out at most so often: a rush of them is one change.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(20);
 /// Strings that nobody uses any more are looked for so often.
 const PURGE: Duration = Duration::from_secs(60);
 
@@ -161,7 +161,7 @@ fn watch<K: Kind>(client: &Client, which: Which, health: &Health) -> impl Stream
     async_stream::stream! {
         let hear: fn(&mut Store, Which, Heard) = Store::hear::<K>;
         let mut streaming = true;
-        let mut pauses = Pauses::new();
+        let (mut pauses, mut recoveries) = (Pauses::new(), health.recoveries());
         loop {
             // A life of kube's watcher: it resumes by itself, but not from what it can not read.
             let mut events = watcher(api.clone(), config(streaming)).boxed();
@@ -178,7 +178,11 @@ fn watch<K: Kind>(client: &Client, which: Which, health: &Health) -> impl Stream
                             break;
                         }
                         health.failed(which, failure.kind, &failure.text);
-                        sleep(pauses.next().unwrap_or(GATHER)).await;
+                        if failure.kind == failure::EXPIRED {
+                            // The server is there, and has said what to do.
+                            pauses.reset();
+                        }
+                        pauses.wait(&mut recoveries).await;
                         if failure.anew {
                             break;
                         }

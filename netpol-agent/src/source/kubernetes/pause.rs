@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kube::runtime::utils::Backoff;
+use tokio::{sync::watch, time::sleep};
 
 /// Nobody waits less, nor more.
 const RANGE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -24,6 +25,18 @@ impl Pauses {
 
     fn with(random: fastrand::Rng) -> Self {
         Self { last: None, random }
+    }
+}
+
+impl Pauses {
+    /// Waits. When the server answers another watch meanwhile it is there again, and the wait begins anew with a short one.
+    pub(super) async fn wait(&mut self, recoveries: &mut watch::Receiver<()>) {
+        recoveries.mark_unchanged();
+        tokio::select! {
+            () = sleep(self.next().unwrap_or(FIRST)) => return,
+            Ok(()) = recoveries.changed() => self.reset(),
+        }
+        sleep(self.next().unwrap_or(FIRST)).await;
     }
 }
 
@@ -68,6 +81,29 @@ mod tests {
             crowd < Some(300),
             "{crowd:?} of 5000 in the same tenth of a second"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_answers_another_watch_is_not_waited_for() {
+        for seed in 0..50 {
+            let sender = watch::Sender::new(());
+            let mut pauses = Pauses::with(fastrand::Rng::with_seed(seed));
+            // What was told before a failure is old.
+            let mut recoveries = sender.subscribe();
+            sender.send_replace(());
+            pauses.last = Some(RANGE.1);
+            let start = tokio::time::Instant::now();
+            let tell = async {
+                sleep(Duration::from_millis(100)).await;
+                sender.send_replace(());
+            };
+            tokio::join!(pauses.wait(&mut recoveries), tell);
+            let took = start.elapsed();
+            assert!(
+                took > RANGE.0 && took <= FIRST + Duration::from_millis(110),
+                "{took:?}"
+            );
+        }
     }
 
     #[test]
