@@ -1,6 +1,7 @@
 //! Small worlds for tests in one line each: pods `app=NAME` in namespace `default`, policies between them, and who answers
 //! whom. What can not be built panics: these are tests.
 
+pub mod load;
 pub mod uplink;
 
 use std::{net::IpAddr, time::Duration};

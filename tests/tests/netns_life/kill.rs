@@ -9,7 +9,7 @@ use netpol_tests::{
 };
 use nix::sys::signal::Signal;
 
-use crate::load::{Load, PAUSE, pods, policies};
+use netpol_tests::town::load::{Load, PAUSE, pods, policies};
 
 /// Ends the agent in each way and starts it, or another binary, again.
 fn play(attach: &str) {

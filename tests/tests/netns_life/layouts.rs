@@ -4,10 +4,16 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::SocketAddr,
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -19,7 +25,7 @@ use netpol_tests::{
     town::{ANSWER, SILENCE, addresses, namespace, text, town},
 };
 
-use crate::load::{Load, Openings, pods, policies, track};
+use netpol_tests::town::load::{Load, pods, policies, track};
 
 const FLOWS: [&str; 4] = [maps::FLOWS4, maps::FLOWS6, maps::OPENING4, maps::OPENING6];
 /// What no version has.
@@ -63,6 +69,56 @@ fn idle(cluster: &Cluster, from: &str, to: &str, (v4, port): (bool, u16)) -> (St
     (format!("{from} → {to} {at}"), talk)
 }
 
+/// Connections that are opened one after the other, and used when all of them are.
+struct Crowd {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<io::Result<Vec<TcpStream>>>,
+}
+
+impl Crowd {
+    fn start(cluster: &Cluster, from: &str, to: &str) -> Self {
+        /// Both ends of each are files of this process.
+        const PAUSE: Duration = Duration::from_millis(15);
+        let to = SocketAddr::new(addresses(cluster, to)[0], EARLY);
+        let stop = Arc::<AtomicBool>::default();
+        let ended = stop.clone();
+        let open = move || {
+            let mut streams = Vec::new();
+            while !ended.load(Ordering::Relaxed) {
+                // One whose SYN meets programs of both versions may have to send it again.
+                streams.push(TcpStream::connect_timeout(&to, 2 * ANSWER)?);
+                std::thread::sleep(PAUSE);
+            }
+            Ok(streams)
+        };
+        // A thread is in the namespace of the one that has started it.
+        let thread = namespace(cluster, from).run(|| std::thread::spawn(open));
+        Self { stop, thread }
+    }
+
+    /// What was said on each comes back.
+    fn goes_on(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let streams = self.thread.join().unwrap().unwrap();
+        let silent = |stream: &&TcpStream| {
+            let (mut heard, mut stream) = (Vec::new(), *stream);
+            stream.set_read_timeout(Some(ANSWER)).unwrap();
+            stream.write_all(b"ping").unwrap();
+            while !heard.ends_with(b"ping") {
+                let mut bytes = [0; 64];
+                match stream.read(&mut bytes) {
+                    Ok(len) if len > 0 => heard.extend(&bytes[..len]),
+                    _ => return true,
+                }
+            }
+            false
+        };
+        let lost = streams.iter().filter(silent).count();
+        assert!(streams.len() > 20, "only {} were opened", streams.len());
+        assert_eq!(lost, 0, "of {} connections opened meanwhile", streams.len());
+    }
+}
+
 /// Long enough for the grace to end in which mid-stream TCP is believed.
 const GRACE: Duration = Duration::from_secs(6);
 /// Where those listen that are denied later.
@@ -104,13 +160,16 @@ fn play(attach: &str) {
     }
     let load = Load::start(&cluster);
     load.go_on("at first");
-    let openings = ["good", "fargood"].map(|from| Openings::start(&cluster, from, "server"));
     for (from, to, binary) in [(ABI, ABI + 1, Some(next_binary().unwrap())), (ABI + 1, ABI, None)] {
         cluster.node_mut(1).kill_agent().unwrap();
         note(&cluster, from, &FLOWS, OTHER);
         let before = ids(&cluster, from);
         cluster.options.binary = binary;
+        let crowds = ["good", "fargood"].map(|client| Crowd::start(&cluster, client, "server"));
         cluster.start().unwrap();
+        for crowd in crowds {
+            crowd.goes_on();
+        }
         assert!(
             !tree(&cluster, from).exists(),
             "something of version {from} is left"
@@ -135,9 +194,6 @@ fn play(attach: &str) {
     }
     for (what, talk) in &mut cut {
         assert!(!talk.receive(SILENCE).unwrap(), "{what} came back");
-    }
-    for opening in openings {
-        opening.end(&cluster, "server");
     }
     load.end();
     drop(early);

@@ -8,8 +8,6 @@ mod cleanup;
 mod flood;
 mod kill;
 mod layouts;
-mod load;
-mod many;
 mod reuse;
 mod tcp;
 mod topology;

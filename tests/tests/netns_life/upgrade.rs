@@ -11,7 +11,7 @@ use netpol_tests::{
 };
 use nix::sys::signal::Signal;
 
-use crate::load::{Load, Openings, pods, policies, track};
+use netpol_tests::town::load::{Load, Openings, pods, policies, track};
 
 /// What is pinned on node 1.
 fn trees(cluster: &Cluster) -> Vec<String> {

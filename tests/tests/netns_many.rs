@@ -18,7 +18,7 @@ use netpol_tests::{
 };
 use nix::sys::signal::Signal;
 
-use crate::load::{Load, pods, policies};
+use netpol_tests::town::load::{Load, pods, policies};
 
 /// One of many nets outside, each of a policy of its own.
 fn net(first: u8, number: u32) -> [u8; 4] {

@@ -12,17 +12,18 @@ use std::{
 };
 
 use netpol_policy::model::Pod;
-use netpol_tests::{
+
+use super::{addresses, app, egress, ingress, namespace, serve};
+use crate::{
     cluster::{Cluster, Counter, Talk, count},
     net::Responder,
-    town::{addresses, app, egress, ingress, namespace, serve},
 };
 
 /// Between datagrams: a receiver that does not run for a second loses none.
-pub(crate) const PAUSE: Duration = Duration::from_millis(4);
+pub const PAUSE: Duration = Duration::from_millis(4);
 
 /// Who there is.
-pub(crate) fn pods() -> Vec<Pod> {
+pub fn pods() -> Vec<Pod> {
     vec![
         app("server", 1, 10),
         app("good", 1, 11),
@@ -33,7 +34,7 @@ pub(crate) fn pods() -> Vec<Pod> {
 }
 
 /// Who may talk.
-pub(crate) fn policies() -> Vec<String> {
+pub fn policies() -> Vec<String> {
     vec![
         ingress("server", &["good", "fargood"]),
         egress("server", &["172.18.0.100/32"]),
@@ -41,7 +42,7 @@ pub(crate) fn policies() -> Vec<String> {
 }
 
 /// Node 1's connection tracking sees everything, as where kube-proxy runs: also what we drop.
-pub(crate) fn track(cluster: &Cluster) {
+pub fn track(cluster: &Cluster) {
     let rule = "table inet t { chain c { type filter hook forward priority 0; ct state invalid counter; }; }";
     cluster.node(1).namespace.nft(rule).unwrap();
 }
@@ -107,14 +108,14 @@ impl Knock {
 }
 
 /// Allowed connections, opened one after the other: none may have to send its SYN again.
-pub(crate) struct Openings {
+pub struct Openings {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<(u64, Vec<String>)>,
 }
 
 impl Openings {
     /// Begins; somebody must listen on TCP port 80.
-    pub(crate) fn start(cluster: &Cluster, from: &str, to: &str) -> Self {
+    pub fn start(cluster: &Cluster, from: &str, to: &str) -> Self {
         // The kernel sends a SYN again after a second.
         const LOST: Duration = Duration::from_millis(900);
         let to = SocketAddr::new(addresses(cluster, to)[0], 80);
@@ -137,7 +138,7 @@ impl Openings {
 
     /// All that were tried came about, but for what the listener of `to` itself has turned away.
     #[track_caller]
-    pub(crate) fn end(self, cluster: &Cluster, to: &str) {
+    pub fn end(self, cluster: &Cluster, to: &str) {
         self.stop.store(true, Ordering::Relaxed);
         let (opened, lost) = self.thread.join().unwrap();
         let full = listen_drops(cluster, to);
@@ -161,9 +162,10 @@ fn listen_drops(cluster: &Cluster, pod: &str) -> u64 {
 }
 
 /// All of it at once.
-pub(crate) struct Load {
+pub struct Load {
     streams: Vec<Stream>,
-    pub(crate) allowed: Vec<(String, Counter)>,
+    /// What must arrive; cleared where single datagrams may be lost.
+    pub allowed: Vec<(String, Counter)>,
     denied: Vec<(String, Counter)>,
     knocks: Vec<Knock>,
     _servers: Vec<Responder>,
@@ -171,7 +173,7 @@ pub(crate) struct Load {
 
 impl Load {
     /// Begins.
-    pub(crate) fn start(cluster: &Cluster) -> Self {
+    pub fn start(cluster: &Cluster) -> Self {
         let servers = serve(cluster, &["server", "outside"]);
         let streams = [
             ("good", "server", true),
@@ -217,7 +219,7 @@ impl Load {
     /// Until every stream and every sender has gone on for a while; no allowed datagram may have been lost by then, and no
     /// denied one have passed.
     #[track_caller]
-    pub(crate) fn go_on(&self, when: &str) {
+    pub fn go_on(&self, when: &str) {
         let answers = || {
             self.streams
                 .iter()
@@ -244,7 +246,7 @@ impl Load {
     }
 
     /// No connection broke, no allowed datagram was lost, no denied one passed.
-    pub(crate) fn end(self) {
+    pub fn end(self) {
         for stream in self.streams {
             stream.stop.store(true, Ordering::Relaxed);
             assert_eq!(stream.thread.join().unwrap(), Ok(()));
