@@ -221,9 +221,10 @@ impl Local {
             command.args(["nsenter", "-t", &holder, "-n", "-m", "-u", "--wd=/", "--"]);
             command.env("NODE_NAME", node);
         }
-        // The shell says its id, which stays that of the program.
+        // The shell says its id and ends, and nsenter with it: its parent is the cluster's init, as of all others. (An nsenter that
+        // waits stops where its child is stopped, does not go on with it, and then nobody buries the child.)
         command
-            .args(["setsid", "sh", "-c", "echo $$; exec \"$@\" >&2", "sh"])
+            .args(["setsid", "sh", "-c", "\"$@\" >&2 & echo $!", "sh"])
             .args(&running.words);
         let mut child = command
             .stdin(Stdio::null())
@@ -238,8 +239,9 @@ impl Local {
             .trim()
             .parse()
             .with_context(|| format!("{} did not start: {line:?}", running.name))?;
-        // nsenter waits for it; nobody waits for nsenter, which ends with the cluster.
-        std::thread::spawn(move || child.wait());
+        child
+            .wait()
+            .with_context(|| format!("starting {}", running.name))?;
         Ok(())
     }
 }

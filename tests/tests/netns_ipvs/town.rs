@@ -213,8 +213,8 @@ impl Town {
         addresses: impl Fn(T) -> [SocketAddr; 2] + Sync,
     ) -> Vec<Vec<String>> {
         let ask = |from: &str, to: &[T]| {
-            // An SCTP socket of a node offers all the node's addresses, the Services' among them, and one association in
-            // seventy does not come about: counted on 6.1 with no program of ours on any device.
+            // An SCTP socket of a node offers all the node's addresses, the Services' among them, and now and then
+            // one does not come about: 1 of 36, counted on 6.1 with no program of ours on any device.
             let usable =
                 |transport: &&Transport| !from.starts_with("node-") || **transport != Transport::Sctp;
             let transports: Vec<_> = transports.iter().filter(usable).copied().collect();
