@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netpol_common::pod::BARE_INDEX;
+use netpol_common::pod::{BARE_INDEX, state};
 use netpol_policy::model::ObjectName;
 
 use super::Datapath;
@@ -16,7 +16,7 @@ use crate::datapath::{
 /// What is in force on a pod's device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Guard {
-    /// Nothing: its programs are not attached.
+    /// Nothing, or not all of it: its programs are not attached.
     None,
     /// What pods get that are not known.
     Unknown,
@@ -132,11 +132,12 @@ impl Datapath {
     pub fn pod_devices(&self) -> impl Iterator<Item = (u32, Guard)> {
         let pods = self.roles.iter().filter(|(_, role)| matches!(role, Role::Pod(_)));
         pods.map(|(index, _)| {
-            let attached = self.attachments.on(*index).len() == 2;
-            let guard = match attached {
-                true if self.bound.contains(index) => Guard::Pod,
-                true => Guard::Unknown,
-                false => Guard::None,
+            let attached = self.attachments.on(*index);
+            let guard = match attached.as_slice() {
+                [_, _] if self.bound.contains(index) => Guard::Pod,
+                [_, _] => Guard::Unknown,
+                [Hook::ToPod] if self.drops_unmarked() => Guard::Unknown,
+                _ => Guard::None,
             };
             (*index, guard)
         })
@@ -169,24 +170,23 @@ impl Datapath {
         failures
     }
 
-    /// As [`Self::attach`]; but where only pods' devices are new, one of them is served, and it is told whether there are
-    /// more. Each program waits for an RCU grace period, and what is known of one pod by then need not wait for all others.
+    /// As [`Self::attach`]; but where only pods' devices are new, one program is attached, and it is told whether there are
+    /// more. Each waits for an RCU grace period, and what is known of one pod by then need not wait for all others.
     pub fn attach_next(&mut self) -> (Vec<Error>, bool) {
         let missing = self.missing(Order::InFirst);
         // What another version holds stays missing until it is taken over.
         if self.takeover.is_some() || missing.iter().any(|place| place.known.is_none()) {
             return (self.attach(), false);
         }
-        let (mut failures, mut more) = (Vec::new(), false);
-        let mut left = missing.chunk_by(|one, other| one.index == other.index).peekable();
-        while let Some(device) = left.next() {
-            let failed = failures.len();
-            failures.extend(device.iter().filter_map(|place| self.attach_to(place).err()));
-            if failures.len() == failed {
-                more = left.peek().is_some();
-                break;
+        let mut failures = Vec::new();
+        let mut left = missing.iter();
+        for place in left.by_ref() {
+            match self.attach_to(place) {
+                Ok(()) => break,
+                Err(error) => failures.push(error),
             }
         }
+        let more = left.len() > 0;
         failures.extend(self.tidy().err());
         (failures, more)
     }
@@ -212,10 +212,14 @@ impl Datapath {
                 known,
             }));
         }
-        // No way out enforces before every way in tells who sends. But where only pods' devices are new, one is finished before
-        // the next is begun, as nothing passes an unknown pod's device: first those whose pods are about to start.
+        // No way out enforces before every way in tells who sends. But where only pods' devices are new, those whose pods are known
+        // come first, as these are about to start. Each is finished before the next is begun; or, where nobody takes what has no
+        // mark anyway, what is sent to all of them is guarded first.
         let only_pods = places.iter().all(|place| place.known.is_some());
         match order {
+            Order::InFirst if only_pods && self.drops_unmarked() => {
+                places.sort_by_key(|place| (place.known != Some(true), place.hook.is_way_in(), place.index));
+            }
             Order::InFirst if only_pods => {
                 places.sort_by_key(|place| (place.known != Some(true), place.index, !place.hook.is_way_in()));
             }
@@ -223,6 +227,11 @@ impl Datapath {
             Order::OutFirst => places.sort_by_key(|place| (place.hook.is_way_in(), place.index)),
         }
         places
+    }
+
+    /// Whether what a device without programs sends reaches nobody, as it has no mark: where any pod of the node is isolated.
+    fn drops_unmarked(&self) -> bool {
+        self.maps.flags() & state::FLAG_ANY_ISOLATED != 0
     }
 
     /// A device that went meanwhile is no failure: it will be announced.
