@@ -16,8 +16,8 @@ use crate::{
 
 /// Pods of a wave: more than the machine can start at a time.
 const WAVE: usize = 25;
-/// Pods of a ripple: as an autoscaler or a roll-out starts them on two nodes.
-const RIPPLE: usize = 4;
+/// Pods of a ripple: one a node at a time, as a roll-out starts them.
+const RIPPLE: usize = 2;
 
 /// The case.
 pub(super) fn cases() -> Vec<Case> {
@@ -30,8 +30,8 @@ pub(super) fn cases() -> Vec<Case> {
             |cluster, name| waves(cluster, name, if cluster.whole { 300 } else { 100 }, WAVE),
         ),
         case(
-            "pods-a-few-at-a-time",
-            "300 pods, four at a time: the same",
+            "pods-one-a-node",
+            "300 pods, one a node at a time: the same",
             ANY,
             |cluster, name| waves(cluster, name, if cluster.whole { 300 } else { 40 }, RIPPLE),
         ),
