@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use netpol_policy::model::Pod;
 use netpol_tests::{
     cluster::{Cluster, Node, Options, Policy, manifests, pod},
-    net::{Outcome, Probe, Responder, Transport, probe},
+    net::{Responder, Transport},
 };
 use serde_json::Value as Json;
 
@@ -62,14 +62,7 @@ impl Shop {
 
     /// Whether `web` and `other` reach `db`.
     fn reach(&self) -> [bool; 2] {
-        ["web", "other"].map(|name| {
-            let from = &self.cluster.pod(&format!("shop/{name}")).namespace;
-            match probe(from, Probe::tcp(self.db), SHORT) {
-                Outcome::Answered(_) => true,
-                Outcome::Silent => false,
-                outcome => panic!("{name}: {outcome:?}"),
-            }
-        })
+        ["shop/web", "shop/other"].map(|name| self.cluster.reaches(name, self.db, SHORT))
     }
 
     /// Waits until `status` says that something is wrong, and gives it with its exit code.

@@ -7,7 +7,7 @@ use netpol_policy::model::Pod;
 use netpol_tests::{
     cluster::{Cluster, Options, Policy, binary, manifests, next_binary, pod},
     harness::{self, Test},
-    net::{MemoryGroup, Outcome, Probe, Responder, Transport, probe, wait_until},
+    net::{MemoryGroup, Responder, Transport, wait_until},
 };
 
 const SHORT: Duration = Duration::from_millis(400);
@@ -50,14 +50,7 @@ impl Shop {
 
     /// Whether `web` and `other` reach `db`.
     fn reach(&self) -> [bool; 2] {
-        ["web", "other"].map(|name| {
-            let from = &self.cluster.pod(&format!("shop/{name}")).namespace;
-            match probe(from, Probe::tcp(self.db), SHORT) {
-                Outcome::Answered(_) => true,
-                Outcome::Silent => false,
-                outcome => panic!("{name}: {outcome:?}"),
-            }
-        })
+        ["shop/web", "shop/other"].map(|name| self.cluster.reaches(name, self.db, SHORT))
     }
 
     /// What is pinned.

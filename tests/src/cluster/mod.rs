@@ -22,7 +22,7 @@ mod traffic;
 use std::{
     collections::BTreeMap,
     fs,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -38,7 +38,7 @@ pub use node::{Node, PodPlace};
 pub use policy::Policy;
 pub use traffic::{Counter, Talk, count};
 
-use crate::net::{Namespace, Rig, wait_until};
+use crate::net::{Namespace, Outcome, Probe, Rig, probe, wait_until};
 
 /// How long an edit may take until it is in force.
 const IN_FORCE: Duration = Duration::from_secs(120);
@@ -249,6 +249,32 @@ impl Cluster {
             .unwrap_or_else(|| panic!("no pod {name} was added"))
     }
 
+    /// The namespace of the end `name`: `outside`, `node-N`, or a pod of `namespace`.
+    ///
+    /// # Panics
+    /// Where there is none of that name.
+    #[must_use]
+    pub fn end(&self, namespace: &str, name: &str) -> &Namespace {
+        match name.strip_prefix("node-") {
+            _ if name == "outside" => &self.outside,
+            Some(number) => &self.node(number.parse().expect("a number")).namespace,
+            None => &self.pod(&format!("{namespace}/{name}")).namespace,
+        }
+    }
+
+    /// Whether `to`, a TCP server, answers the pod `namespace/name` within `limit`.
+    ///
+    /// # Panics
+    /// Where the pod was not added, or gets anything but an answer or silence.
+    #[must_use]
+    pub fn reaches(&self, name: &str, to: SocketAddr, limit: Duration) -> bool {
+        match probe(&self.pod(name).namespace, Probe::tcp(to), limit) {
+            Outcome::Answered(_) => true,
+            Outcome::Silent => false,
+            outcome => panic!("{name}: {outcome:?}"),
+        }
+    }
+
     /// [`Self::add_pod`] for each.
     ///
     /// # Errors
@@ -264,6 +290,15 @@ impl Cluster {
     pub fn apply(&mut self, yaml: &str) -> Result<()> {
         self.write(yaml)?;
         self.wait()
+    }
+
+    /// [`Self::apply`] with `pods` and `policies`, and no others.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn enforce(&mut self, pods: &[Pod], policies: &[Policy]) -> Result<()> {
+        let policies: String = policies.iter().map(ToString::to_string).collect();
+        self.apply(&(manifests(pods) + &policies))
     }
 
     /// Replaces the manifests by `yaml` in one step.

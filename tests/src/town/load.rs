@@ -13,9 +13,9 @@ use std::{
 
 use netpol_policy::model::Pod;
 
-use super::{addresses, app, egress, ingress, namespace, serve};
+use super::{addresses, app, egress, ingress, namespace, serve, text, town};
 use crate::{
-    cluster::{Cluster, Counter, Talk, count},
+    cluster::{Cluster, Counter, Options, Talk, count},
     net::Responder,
 };
 
@@ -42,9 +42,22 @@ pub fn policies() -> Vec<String> {
 }
 
 /// Node 1's connection tracking sees everything, as where kube-proxy runs: also what we drop.
-pub fn track(cluster: &Cluster) {
+fn track(cluster: &Cluster) {
     let rule = "table inet t { chain c { type filter hook forward priority 0; ct state invalid counter; }; }";
     cluster.node(1).namespace.nft(rule).unwrap();
+}
+
+/// Two nodes under `policies`, whose agents attach in one way, and whose connection tracking sees everything.
+pub fn tracked(attach: &str, policies: &[String]) -> Cluster {
+    let options = Options {
+        arguments: vec!["--attach".to_owned(), attach.to_owned()],
+        ..Options::default()
+    };
+    let mut cluster = town(2, options, &pods());
+    track(&cluster);
+    cluster.write(&text(&pods(), policies)).unwrap();
+    cluster.start().unwrap();
+    cluster
 }
 
 /// A connection on which somebody always waits for an answer.

@@ -178,17 +178,12 @@ impl Town {
 
     /// Puts `policies` in force, and no others.
     pub(crate) fn enforce(&mut self, policies: &[Policy]) -> Result<()> {
-        let policies: String = policies.iter().map(ToString::to_string).collect();
-        self.cluster.apply(&(manifests(&self.pods) + &policies))
+        self.cluster.enforce(&self.pods, policies)
     }
 
     /// The end's namespace.
     pub(crate) fn namespace(&self, name: &str) -> &Namespace {
-        match name.strip_prefix("node-") {
-            _ if name == "outside" => &self.cluster.outside,
-            Some(number) => &self.cluster.node(number.parse().expect("a number")).namespace,
-            None => &self.cluster.pod(&format!("t/{name}")).namespace,
-        }
+        self.cluster.end("t", name)
     }
 
     /// Who answers `from` at each of the Services, by every protocol and both families: one row for each `from`.

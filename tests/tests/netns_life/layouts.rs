@@ -20,12 +20,12 @@ use std::{
 use aya::maps::MapInfo;
 use netpol_common::{ABI, event::maps, layout};
 use netpol_tests::{
-    cluster::{Cluster, Options, Talk, binary, next_binary},
+    cluster::{Cluster, Talk, binary, next_binary},
     net::{Responder, Transport},
-    town::{ANSWER, SILENCE, addresses, namespace, text, town},
+    town::{ANSWER, SILENCE, addresses, namespace, text},
 };
 
-use netpol_tests::town::load::{Load, pods, policies, track};
+use netpol_tests::town::load::{Load, pods, policies, tracked};
 
 const FLOWS: [&str; 4] = [maps::FLOWS4, maps::FLOWS6, maps::OPENING4, maps::OPENING6];
 /// What no version has.
@@ -124,21 +124,9 @@ const GRACE: Duration = Duration::from_secs(6);
 /// Where those listen that are denied later.
 const EARLY: u16 = 8080;
 
-fn begin(attach: &str) -> Cluster {
-    let options = Options {
-        arguments: vec!["--attach".to_owned(), attach.to_owned()],
-        ..Options::default()
-    };
-    let mut cluster = town(2, options, &pods());
-    track(&cluster);
-    cluster.write(&text(&pods(), &[])).unwrap();
-    cluster.start().unwrap();
-    cluster
-}
-
 /// There and back, under load, between versions whose flow tables do not fit.
 fn play(attach: &str) {
-    let mut cluster = begin(attach);
+    let mut cluster = tracked(attach, &[]);
     let early = ["server", "good"].map(|name| {
         let at = addresses(&cluster, name)
             .into_iter()
@@ -227,7 +215,7 @@ fn once(cluster: &Cluster, binary: &Path) -> Output {
 
 #[test]
 fn another_mark_is_refused_before_anything_is_changed() {
-    let mut cluster = begin("tcx");
+    let mut cluster = tracked("tcx", &[]);
     cluster.apply(&text(&pods(), &policies())).unwrap();
     let load = Load::start(&cluster);
     load.go_on("at first");

@@ -5,13 +5,13 @@ use std::{fs, time::Duration};
 
 use netpol_common::ABI;
 use netpol_tests::{
-    cluster::{Cluster, Options, binary, next_binary},
+    cluster::{Cluster, binary, next_binary},
     net::wait_until,
-    town::{addresses, assert_closed, assert_open, ingress, serve, text, town},
+    town::{addresses, assert_closed, assert_open, ingress, serve, text},
 };
 use nix::sys::signal::Signal;
 
-use netpol_tests::town::load::{Load, Openings, pods, policies, track};
+use netpol_tests::town::load::{Load, Openings, pods, policies, tracked};
 
 /// What is pinned on node 1.
 fn trees(cluster: &Cluster) -> Vec<String> {
@@ -31,21 +31,9 @@ fn next() -> Vec<String> {
     vec![format!("v{}", ABI + 1)]
 }
 
-fn begin(attach: &str) -> Cluster {
-    let options = Options {
-        arguments: vec!["--attach".to_owned(), attach.to_owned()],
-        ..Options::default()
-    };
-    let mut cluster = town(2, options, &pods());
-    track(&cluster);
-    cluster.write(&text(&pods(), &policies())).unwrap();
-    cluster.start().unwrap();
-    cluster
-}
-
 /// There and back, after each way to end.
 fn play(attach: &str) {
-    let mut cluster = begin(attach);
+    let mut cluster = tracked(attach, &policies());
     let load = Load::start(&cluster);
     load.go_on("at first");
     // Streams live by their entries; what is new is looked up in the tables of policy.
@@ -82,7 +70,7 @@ fn nor_does_it_with_clsact_filters() {
 
 #[test]
 fn killed_in_the_middle_either_version_goes_on() {
-    let mut cluster = begin("tcx");
+    let mut cluster = tracked("tcx", &policies());
     let load = Load::start(&cluster);
     load.go_on("at first");
     let mut random = 7_u64;
@@ -115,7 +103,7 @@ fn killed_in_the_middle_either_version_goes_on() {
 
 #[test]
 fn an_edit_made_meanwhile_is_in_force_after_the_upgrade() {
-    let mut cluster = begin("tcx");
+    let mut cluster = tracked("tcx", &policies());
     let _servers = serve(&cluster, &["server"]);
     assert_open(&cluster, "good", "server");
     assert_closed(&cluster, "bad", "server");
@@ -138,7 +126,7 @@ fn an_edit_made_meanwhile_is_in_force_after_the_upgrade() {
 
 #[test]
 fn cleanup_removes_what_both_have_left() {
-    let mut cluster = begin("tcx");
+    let mut cluster = tracked("tcx", &policies());
     cluster.node_mut(1).kill_agent().unwrap();
     let pins = cluster.node(1).pins.clone();
     // What a killed run leaves: half a tree, and one on its way out.
@@ -158,7 +146,7 @@ fn cleanup_removes_what_both_have_left() {
 /// Two agents of either version: the second waits for the first, and goes on where it was.
 #[test]
 fn a_second_agent_waits_for_the_first() {
-    let mut cluster = begin("tcx");
+    let mut cluster = tracked("tcx", &policies());
     let load = Load::start(&cluster);
     load.go_on("at first");
     for second in [binary().unwrap(), next_binary().unwrap(), binary().unwrap()] {

@@ -63,17 +63,12 @@ impl Town {
 
     /// Puts `policies` in force, and no others.
     pub(crate) fn enforce(&mut self, policies: &[Policy]) -> Result<()> {
-        let policies: String = policies.iter().map(ToString::to_string).collect();
-        self.cluster.apply(&(manifests(&self.pods) + &policies))
+        self.cluster.enforce(&self.pods, policies)
     }
 
     /// The pod's namespace; `outside` is the host outside, `node-N` a node.
     pub(crate) fn namespace(&self, name: &str) -> &Namespace {
-        match name.strip_prefix("node-") {
-            _ if name == "outside" => &self.cluster.outside,
-            Some(number) => &self.cluster.node(number.parse().expect("a number")).namespace,
-            None => &self.cluster.pod(&format!("t/{name}")).namespace,
-        }
+        self.cluster.end("t", name)
     }
 
     /// The end's address of a family.

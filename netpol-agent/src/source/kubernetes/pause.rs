@@ -26,9 +26,7 @@ impl Pauses {
     fn with(random: fastrand::Rng) -> Self {
         Self { last: None, random }
     }
-}
 
-impl Pauses {
     /// Waits. When the server answers another watch meanwhile it is there again, and the wait begins anew with a short one.
     pub(super) async fn wait(&mut self, recoveries: &mut watch::Receiver<()>) {
         recoveries.mark_unchanged();
