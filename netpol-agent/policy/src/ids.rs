@@ -21,13 +21,8 @@ impl IdSource {
         Self(Arc::new(AtomicU32::new(first.max(1))))
     }
 
-    /// Ids above everything that `tables` uses: how a restarted agent goes on beside what is pinned.
-    #[must_use]
-    pub fn above(tables: &Tables) -> Self {
-        Self::new(highest(tables) + 1)
-    }
-
-    /// Goes on above every id that `tables` uses, if it is not there yet; before any id is taken.
+    /// Goes on above every id that `tables` uses, if it is not there yet; before any id is taken. So a restarted agent goes on
+    /// beside what is pinned.
     pub fn pass(&self, tables: &Tables) {
         self.0.fetch_max(highest(tables) + 1, Ordering::Relaxed);
     }

@@ -1,14 +1,8 @@
 //! The cluster under test: its nodes, the agent on it, and what the tests make there.
 
-use std::{
-    net::IpAddr,
-    path::PathBuf,
-    sync::OnceLock,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, path::PathBuf, sync::OnceLock, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
@@ -322,14 +316,18 @@ fn settled(kubectl: &Kubectl) -> Result<Vec<Value>> {
             key == "node.kubernetes.io/not-ready" || key == "node.cloudprovider.kubernetes.io/uninitialized"
         })
     };
-    let mut all = kubectl.list(&["nodes"])?;
-    let start = Instant::now();
-    while all.iter().any(begins) && start.elapsed() < Duration::from_secs(60) {
-        stop::check()?;
-        thread::sleep(Duration::from_millis(500));
-        all = kubectl.list(&["nodes"])?;
+    let all = kubectl.list(&["nodes"])?;
+    if !all.iter().any(begins) {
+        return Ok(all);
     }
-    Ok(all)
+    let settled = until(Duration::from_secs(60), || {
+        let all = kubectl.list(&["nodes"])?;
+        ensure!(!all.iter().any(begins), "a node has just begun");
+        Ok(all)
+    });
+    stop::check()?;
+    // One that takes longer is not counted on.
+    settled.or_else(|_| kubectl.list(&["nodes"]))
 }
 
 fn can_run(node: &Value) -> bool {

@@ -115,7 +115,7 @@ impl Compiler {
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats {
-            classes: self.classes.live.len(),
+            classes: self.classes(),
             rulesets: self.rulesets.live.len(),
             peer_sets: self.peers.sets.len(),
             port_sets: self.desired.port_sets(),

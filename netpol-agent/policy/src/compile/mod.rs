@@ -57,7 +57,7 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    /// An empty cluster, seen from `node`. `first_id` is above every id in use ([`IdSource::above`]).
+    /// An empty cluster, seen from `node`. `first_id` is above every id in use (or see [`IdSource::pass`]).
     #[must_use]
     pub fn new(node: Str, first_id: u32) -> Self {
         Self::with_ids(node, IdSource::new(first_id))

@@ -366,7 +366,9 @@ proptest! {
         let interrupted = plan(old.tables(), next.tables(), Scope::Everything, &mut next.ids());
         let actual = follow(&interrupted, old.tables(), next.tables(), &probes, killed_after);
 
-        let restarted = compiled(&second, IdSource::above(&actual));
+        let beside = IdSource::new(1);
+        beside.pass(&actual);
+        let restarted = compiled(&second, beside);
         let mut ids = restarted.ids();
         let rest = plan(&actual, restarted.tables(), Scope::Everything, &mut ids);
         follow(&rest, &actual, restarted.tables(), &probes, usize::MAX);

@@ -71,18 +71,15 @@ pub(super) enum Refused {
 /// Parses the command line with what environment and file add to it. All mistakes of these two are told at once.
 pub(super) fn parse(args: &[OsString], variables: &[(OsString, OsString)]) -> Result<Parsed, Refused> {
     let root = Cli::command();
-    let plain = |root: Command| -> Result<Parsed, Refused> {
+    // Help, and what is no verb, are clap's.
+    let Some((verb, typed)) = verb(&root, args) else {
         let matches = root.try_get_matches_from(args).map_err(Refused::Clap)?;
         let cli = Cli::from_arg_matches(&matches).map_err(Refused::Clap)?;
-        Ok(Parsed {
+        return Ok(Parsed {
             cli,
             effective: Vec::new(),
             unread: Vec::new(),
-        })
-    };
-    // Help, and what is no verb, are clap's.
-    let Some((verb, typed)) = verb(&root, args) else {
-        return plain(root);
+        });
     };
     let mut mistakes = Vec::new();
     let reads_file = VERBS.contains(&verb.get_name());
@@ -142,14 +139,13 @@ fn refuse(mistakes: Vec<String>) -> Result<(), BadInput> {
 /// The verb and what is typed of its flags. Asked of clap: a namespace may be called `config`, too.
 fn verb(root: &Command, args: &[OsString]) -> Option<(Command, ArgMatches)> {
     let without_variables = |command: Command| command.mut_args(without_variable);
-    let name = |matches: &ArgMatches| matches.subcommand_name().map(str::to_owned);
     let mut lenient = without_variables(root.clone()).ignore_errors(true);
     for verb in root.get_subcommands() {
         lenient = lenient.mut_subcommand(verb.get_name(), without_variables);
     }
     let matches = lenient.try_get_matches_from(args).ok()?;
-    let verb = root.find_subcommand(name(&matches)?)?.clone();
-    Some((verb, matches.subcommand_matches(&name(&matches)?)?.clone()))
+    let (name, typed) = matches.subcommand()?;
+    Some((root.find_subcommand(name)?.clone(), typed.clone()))
 }
 
 /// We read it ourselves, to name it where it is wrong.
@@ -184,12 +180,11 @@ fn one_source(
     mistakes: &mut Vec<String>,
 ) {
     let is_typed = |source: &&str| typed.value_source(source) == Some(ValueSource::CommandLine);
-    let flags: Vec<&str> = SOURCES
+    let mut above: Vec<&str> = SOURCES
         .iter()
         .filter(|source| is_typed(source))
         .copied()
         .collect();
-    let mut above = flags;
     let path = path.unwrap_or(Path::new("")).display();
     let ranks = [
         (of_environment, "the environment".to_owned()),
