@@ -7,8 +7,9 @@ use std::{
     collections::BTreeMap,
     fs, io,
     net::IpAddr,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use ipnet::IpNet;
@@ -112,11 +113,18 @@ pub fn parse(bytes: &[u8]) -> Option<Attachment> {
     })
 }
 
+/// The runtime writes its files in place, and a clock tick may see an empty one and the whole one: what is younger than
+/// this is read again.
+const YOUNG: Duration = Duration::from_secs(2);
+
+/// When a file was changed, its length and its inode.
+type Version = (SystemTime, u64, u64);
+
 /// The cache's files, read again only where they have changed.
 #[derive(Debug)]
 pub(crate) struct Cache {
     directory: PathBuf,
-    files: BTreeMap<PathBuf, (SystemTime, Option<Attachment>)>,
+    files: BTreeMap<PathBuf, (Version, Option<Attachment>)>,
 }
 
 impl Cache {
@@ -146,12 +154,13 @@ impl Cache {
         for entry in entries {
             let path = entry.map_err(Error::io(failed()))?.path();
             // A file that goes while we look goes with its pod.
-            let Ok(changed) = fs::metadata(&path).and_then(|metadata| metadata.modified()) else {
-                continue;
-            };
-            let known = self.files.remove(&path).filter(|(then, _)| *then == changed);
+            let Ok(version) = version(&path) else { continue };
+            let young = version.0.elapsed().is_ok_and(|age| age < YOUNG);
+            let known = self.files.remove(&path);
+            // What could not be read may have been half written.
+            let known = known.filter(|(then, found)| *then == version && found.is_some() && !young);
             let known =
-                known.unwrap_or_else(|| (changed, fs::read(&path).ok().and_then(|bytes| parse(&bytes))));
+                known.unwrap_or_else(|| (version, fs::read(&path).ok().and_then(|bytes| parse(&bytes))));
             files.insert(path, known);
         }
         self.files = files;
@@ -163,7 +172,9 @@ impl Cache {
         let mut attachments: Vec<_> = self
             .files
             .values()
-            .filter_map(|(changed, attachment)| attachment.as_ref().map(|attachment| (changed, attachment)))
+            .filter_map(|((changed, ..), attachment)| {
+                attachment.as_ref().map(|attachment| (changed, attachment))
+            })
             .collect();
         attachments.sort_by_key(|(changed, _)| **changed);
         attachments
@@ -171,6 +182,11 @@ impl Cache {
             .map(|(_, attachment)| attachment)
             .collect()
     }
+}
+
+fn version(path: &Path) -> io::Result<Version> {
+    let metadata = fs::metadata(path)?;
+    Ok((metadata.modified()?, metadata.len(), metadata.ino()))
 }
 
 #[cfg(test)]
@@ -208,6 +224,36 @@ mod tests {
             [no_pod, old_style, "", "{", "[]"].map(|text| parse(text.as_bytes())),
             [const { None }; 5]
         );
+    }
+
+    #[test]
+    fn a_result_that_is_being_written_is_read_again() {
+        let directory = std::env::temp_dir().join(format!("netpol-cni-half-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("cbr0-5f0c-eth0");
+        let mut cache = Cache::new(&directory);
+        let (half, whole) = FLANNEL.split_at(FLANNEL.len() / 2);
+        // All within one tick of the file system's clock, of now and of long ago.
+        for tick in [SystemTime::now(), SystemTime::UNIX_EPOCH] {
+            let mut look = |text: &str| {
+                fs::write(&path, text).unwrap();
+                let file = fs::File::options().write(true).open(&path).unwrap();
+                file.set_modified(tick).unwrap();
+                cache.look().unwrap();
+                cache.attachments().len()
+            };
+            let other = FLANNEL.replace("db-0", "db-1");
+            assert_eq!(
+                [look(""), look(half), look(FLANNEL)],
+                [0, 0, 1],
+                "{tick:?} {whole}"
+            );
+            look(&other);
+            // Of the same length: only what is young may have been overwritten within a tick.
+            let name = &*cache.attachments()[0].pod.name;
+            assert_eq!(name == "db-1", tick != SystemTime::UNIX_EPOCH);
+        }
+        fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]
