@@ -13,7 +13,7 @@ use serde::{
 
 use crate::source::{
     intern::Interner,
-    parse::{Entry, Node, Value},
+    parse::{Entry, MIRROR, Node, Value},
 };
 
 /// Which part of a value is kept.
@@ -37,6 +37,7 @@ const META: (&str, Keep) = (
         ("uid", Keep::Own),
         ("resourceVersion", Keep::Own),
         ("labels", Keep::All),
+        ("annotations", Keep::Fields(&[(MIRROR, Keep::Own)])),
         ("deletionTimestamp", Keep::All),
     ]),
 );
@@ -290,7 +291,7 @@ mod tests {
     #[test]
     fn only_what_decides_is_kept() {
         let pod = r#"{"kind":"Pod","metadata":{"name":"db","namespace":"prod","resourceVersion":"7",
-            "managedFields":[{"manager":"kubelet"}],"annotations":{"a":"b"},"labels":{"app":"db"}},
+            "managedFields":[{"manager":"kubelet"}],"annotations":{"a":"b","kubernetes.io/config.mirror":"5f"},"labels":{"app":"db"}},
             "spec":{"nodeName":"n1","volumes":[{"name":"x"}],"containers":[{"name":"db","image":"pg",
             "ports":[{"name":"sql","containerPort":5432,"hostIP":"::"}]}]},"status":{"phase":"Running","conditions":[{}]}}"#;
         let raw: Raw<Pods> = serde_json::from_str(pod).unwrap();
@@ -315,6 +316,7 @@ mod tests {
                     ("name", string("db")),
                     ("namespace", string("prod")),
                     ("resourceVersion", string("7")),
+                    ("annotations", map(&[(MIRROR, string("5f"))])),
                     ("labels", map(&[("app", string("db"))])),
                 ]),
             ),

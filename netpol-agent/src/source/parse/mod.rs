@@ -18,6 +18,7 @@ use netpol_policy::model::{Labels, Namespace, Node as NodeObject, ObjectName, Po
 use at::At;
 pub(crate) use at::closest;
 pub use node::{Entry, Node, Quoted, Value};
+pub(crate) use pod::MIRROR;
 use report::Bad;
 pub use report::Report;
 

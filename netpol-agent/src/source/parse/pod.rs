@@ -17,6 +17,9 @@ const SPEC: [&str; 4] = ["nodeName", "hostNetwork", "containers", "initContainer
 const STATUS: [&str; 3] = ["phase", "podIP", "podIPs"];
 const PHASES: [&str; 5] = ["Pending", "Running", "Succeeded", "Failed", "Unknown"];
 
+/// The annotation by which a mirror pod names its static pod: the UID that the kubelet has given it.
+pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// The pod; what was not understood in it is left out.
 pub(super) fn pod(name: ObjectName, labels: Labels, at: &At<'_>, report: &mut Report) -> Pod {
     let mut pod = Pod {
@@ -31,7 +34,11 @@ pub(super) fn pod(name: ObjectName, labels: Labels, at: &At<'_>, report: &mut Re
         ports: Vec::new(),
     };
     if let Some(meta) = at.get("metadata") {
-        pod.uid = meta.get("uid").and_then(|at| at.text(report)).unwrap_or(pod.uid);
+        let annotations = meta.get("annotations");
+        let mirror = annotations.as_ref().and_then(|at| at.get(MIRROR));
+        // Of a static pod the API has a mirror with a UID of its own; the runtime was told the kubelet's.
+        let uid = mirror.or_else(|| meta.get("uid"));
+        pod.uid = uid.and_then(|at| at.text(report)).unwrap_or(pod.uid);
         pod.terminating = meta.get("deletionTimestamp").is_some();
     }
     if let Some(spec) = at.get("spec")

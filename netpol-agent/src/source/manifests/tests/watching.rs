@@ -133,6 +133,17 @@ fn a_pod_created_again_under_its_name() {
 }
 
 #[test]
+fn a_mirror_pod_is_its_static_pod() {
+    let text = "{apiVersion: v1, kind: Pod, metadata: {name: a, uid: of-the-api, annotations: \
+                {kubernetes.io/config.mirror: of-the-kubelet, other: x}}}\n";
+    let dir = directory(&[("a.yaml", text)]);
+    let (loaded, _watcher) = start(dir.path());
+    assert_eq!(loaded.problems.len(), 0);
+    let pod = loaded.snapshot.pods.into_values().next().unwrap();
+    assert_eq!(&*pod.uid, "of-the-kubelet");
+}
+
+#[test]
 fn an_address_that_moves_is_free_before_it_is_taken() {
     let dir = directory(&[("z.yaml", &pod_text("z", "10.0.0.1"))]);
     let (_, mut watcher) = start(dir.path());
