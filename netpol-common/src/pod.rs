@@ -28,10 +28,16 @@ pub const NODE_INDEX: u32 = u32::MAX;
 /// PPP): they begin with the IP header.
 pub const BARE_INDEX: u32 = u32::MAX - 1;
 
+/// What `ifaces` and `doors` hold for any other outside device.
+pub const OUTSIDE_INDEX: u32 = u32::MAX - 2;
+
+/// What `ifaces` and `doors` hold for a bridge: packets of several pods come in by it, and their mark says whose each is.
+pub const BRIDGE_INDEX: u32 = u32::MAX - 3;
+
 /// The administrator lets this pod send from addresses that are not its own, and to the node's tunnels.
 pub const POD_EXEMPT: u32 = 1;
 
-/// Words of the `doors` array: the pods behind devices, found without a hash. A slot holds one device's, or 0; whoever is
+/// Words of the `doors` array: the pods behind devices (or one of the `*_INDEX`), found without a hash. A slot holds one device's, or 0; whoever is
 /// not in its slot is in the hash `ifaces`, as everybody is.
 pub mod door {
     /// Number of slots.

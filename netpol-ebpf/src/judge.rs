@@ -66,7 +66,8 @@ pub fn rulesets(pod: &Pod) -> u64 {
 /// Asks the sender's egress and the receiver's ingress about `packet`, or about its answer (`answer`), which then goes
 /// between `ends`.
 ///
-/// A local sender is the pod that its device says, whatever source address masquerade has left in the packet.
+/// A local end is the pod that its device says: the sender whatever source address masquerade has left in the packet, the
+/// receiver whatever its destination says (broadcast, multicast, a frame for its hardware address).
 #[inline(never)]
 pub fn judge(packet: &Packet, answer: bool, ends: &Ends, flags: u64, ruling: &mut Ruling) {
     let (src, dst, port) = if answer {
@@ -77,13 +78,19 @@ pub fn judge(packet: &Packet, answer: bool, ends: &Ends, flags: u64, ruling: &mu
     ruling.reason = ALLOWED;
     ruling.ruleset = RULESET_NONE;
     ruling.class = 0;
+    let receiver = if ends.receiver == OUTSIDE {
+        None
+    } else {
+        maps::pod(ends.receiver)
+    };
     let mut own = src;
     if ends.sender != OUTSIDE
         && let Some(sender) = maps::pod(ends.sender)
     {
         let ruleset = egress(sender);
         if ruleset != RULESET_NONE {
-            let class = classify::class(packet.family, dst, flags);
+            let to = receiver.map_or(dst, |receiver| own_address(receiver, packet.family, dst));
+            let class = classify::class(packet.family, to, flags);
             ruling.ruleset = ruleset;
             ruling.class = class;
             if !classify::allows(ruleset, class, packet.proto, port) {
@@ -93,9 +100,7 @@ pub fn judge(packet: &Packet, answer: bool, ends: &Ends, flags: u64, ruling: &mu
         }
         own = own_address(sender, packet.family, src);
     }
-    if ends.receiver != OUTSIDE
-        && let Some(receiver) = maps::pod(ends.receiver)
-    {
+    if let Some(receiver) = receiver {
         let ruleset = ingress(receiver);
         if ruleset != RULESET_NONE {
             let class = classify::class(packet.family, own, flags);

@@ -53,11 +53,12 @@ impl Binder {
     }
 
     /// The role of every device in `seen`; and why the far ends could not be asked, where that was needed: the roles are
-    /// right all the same, with more pods unknown.
+    /// right all the same, with more pods unknown. `were_outside`: as in [`Evidence`].
     pub(crate) fn roles(
         &mut self,
         seen: &Seen,
         pods: &[LocalPod],
+        were_outside: BTreeSet<u32>,
     ) -> Result<(BTreeMap<u32, Role>, Option<Error>)> {
         self.cache.look()?;
         let (bound, named) = self.cached(seen, pods);
@@ -65,6 +66,7 @@ impl Binder {
             bound,
             addresses: owners(pods),
             outside: self.outside.clone(),
+            were_outside,
         };
         self.cache_serves |= named;
         self.forget(seen, &evidence);
@@ -246,7 +248,9 @@ mod tests {
             ..Seen::default()
         };
         // The other device is unknown; nobody is homeless, so nobody is asked again.
-        let (roles, failure) = binder.roles(&seen, std::slice::from_ref(&db)).unwrap();
+        let (roles, failure) = binder
+            .roles(&seen, std::slice::from_ref(&db), BTreeSet::new())
+            .unwrap();
         assert_eq!(
             roles,
             BTreeMap::from([(5, Role::Pod(Some(db.name.clone()))), (6, Role::Pod(None))])

@@ -98,6 +98,8 @@ pub struct Evidence {
     pub addresses: BTreeMap<IpAddr, ObjectName>,
     /// Device names (a trailing `*` matches any rest) that the administrator calls outside.
     pub outside: Vec<String>,
+    /// Devices (by ifindex) that have led outside so far.
+    pub were_outside: BTreeSet<u32>,
 }
 
 /// The role of every device.
@@ -135,6 +137,10 @@ fn role(device: &Device, seen: &Seen, evidence: &Evidence, bridges: &Bridges) ->
     if is_uplink(device, seen) || is_below_uplink(device, seen) {
         return Role::Outside;
     }
+    // An uplink that has lost its address (a lease that ran out) must be able to get another: as an unknown pod's it never would.
+    if device.master.is_none() && evidence.were_outside.contains(&device.index) {
+        return Role::Outside;
+    }
     match device.master {
         Some(master) if bridges.outside.contains(&master) => Role::Outside,
         _ => Role::Pod(None),
@@ -161,11 +167,14 @@ fn pod_of(device: &Device, seen: &Seen, evidence: &Evidence) -> Option<ObjectNam
         .cloned()
 }
 
-/// A device over which the node itself reaches others: it has an address of the node's or a route over a
-/// router. (The host side of a ptp veth has the gateway's address, too, but also a route to its pod.)
+/// A device over which the node itself reaches others: it has an address of the node's with its link's prefix, or a route
+/// over a router. The host side of a ptp veth has the gateway's address, too, but alone (/32, /128), and before anybody
+/// says whose it is; a real uplink that has only such an address has a route over a router.
 fn is_uplink(device: &Device, seen: &Seen) -> bool {
     let addresses = seen.addresses.get(&device.index).map_or(&[][..], Vec::as_slice);
-    addresses.iter().any(|net| !is_link_local(net.addr()))
+    addresses
+        .iter()
+        .any(|net| !is_link_local(net.addr()) && !is_host(net))
         || seen
             .routes
             .iter()

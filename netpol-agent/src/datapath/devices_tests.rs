@@ -54,7 +54,7 @@ fn evidence(bound: &[(u32, &str)], addresses: &[(&str, &str)]) -> Evidence {
             .iter()
             .map(|(address, name)| (address.parse().unwrap(), pod(name)))
             .collect(),
-        outside: Vec::new(),
+        ..Evidence::default()
     }
 }
 
@@ -180,9 +180,30 @@ fn routed_pod_without_bridge() {
     let known = evidence(&[], &[("10.244.0.9", "web"), ("fd00::9", "web")]);
     assert_eq!(classify(&ptp, &known)[&7], Role::Pod(Some(pod("web"))));
     assert_eq!(classify(&v6, &known)[&7], Role::Pod(Some(pod("web"))));
+    // Before anybody says whose address it is, with the route or before it: nobody's pod, never outside.
+    let nobody = Evidence::default();
+    let bare = seen([veth(7, None)], &[(7, "10.244.0.1/32"), (7, "fd00::1/128")], &[]);
+    assert_eq!(
+        [&ptp, &v6, &bare].map(|seen| classify(seen, &nobody)[&7].clone()),
+        [const { Role::Pod(None) }; 3]
+    );
     // A route to a remote pod over a router says nothing about this device.
     let remote = seen([veth(7, None)], &[], &[route(7, "10.244.0.9/32", true)]);
     assert_eq!(classify(&remote, &known)[&7], Role::Outside);
+}
+
+#[test]
+fn an_uplink_without_its_address_stays_one() {
+    let nobody = seen([veth(5, None), veth(6, None), veth(7, Some(3))], &[], &[]);
+    let told = Evidence {
+        were_outside: [5, 7].into(),
+        ..evidence(&[], &[("10.244.0.9", "web")])
+    };
+    let roles = |seen: &Seen| classify(seen, &told).into_values().collect::<Vec<_>>();
+    assert_eq!(roles(&nobody), [Role::Outside, Role::Pod(None), Role::Pod(None)]);
+    // What names its pod counts for more.
+    let named = seen([veth(5, None)], &[], &[route(5, "10.244.0.9/32", false)]);
+    assert_eq!(roles(&named), [Role::Pod(Some(pod("web")))]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use netpol_common::{
     event::hook::{SETTLE, TO_POD},
     mark::{self, Mark, OUTSIDE},
     pod::{
-        NODE_INDEX, Pod,
+        BARE_INDEX, BRIDGE_INDEX, OUTSIDE_INDEX, Pod,
         state::{FLAG_ANY_ISOLATED, FLAG_POLICE_NODE, FLAG_UNKNOWN_PASS},
     },
     proto::TCP,
@@ -74,25 +74,27 @@ pub fn to_pod<S: Skb>(skb: &mut S) -> bool {
     } else {
         match mark::decode(skb.mark()) {
             Mark::Reply { to, .. } if to == index => REPLY,
-            Mark::Sender(sender) if sender == index => ITSELF,
-            Mark::Sender(sender) => {
-                ends.sender = sender;
-                0
-            }
+            Mark::Sender(said) => match origin(skb, said) {
+                sender if sender == index => ITSELF,
+                sender => {
+                    ends.sender = sender;
+                    0
+                }
+            },
             // Someone else's: a stale entry of a tuple in use again. Its sender's egress is free, so the
             // receiver judges it like any packet; a held one may go to nobody else.
             Mark::Reply { held: false, .. } => 0,
             Mark::Reply { .. } => MISDIRECTED,
             Mark::None | Mark::Judged if flags & FLAG_ANY_ISOLATED == 0 => NOT_ISOLATED,
-            Mark::None | Mark::Judged => {
-                parse(skb, packet);
-                ends.sender = owner(packet);
-                match ends.sender {
-                    OUTSIDE => LOST_MARK,
-                    sender if sender == index => ITSELF,
-                    _ => 0,
+            // Who has no mark, or lost it, is known by a device of its own only: its source address may be anybody's.
+            Mark::None | Mark::Judged => match origin(skb, OUTSIDE) {
+                OUTSIDE => LOST_MARK,
+                sender if sender == index => ITSELF,
+                sender => {
+                    ends.sender = sender;
+                    0
                 }
-            }
+            },
         }
     };
     if reason != 0 {
@@ -124,11 +126,14 @@ pub fn settle<S: Skb>(skb: &mut S) -> bool {
         NODE
     } else {
         match mark::decode(skb.mark()) {
-            Mark::Sender(OUTSIDE) | Mark::Judged => NOT_OURS,
-            Mark::Sender(sender) => {
-                ends.sender = sender;
-                0
-            }
+            Mark::Judged => NOT_OURS,
+            Mark::Sender(said) => match origin(skb, said) {
+                OUTSIDE => NOT_OURS,
+                sender => {
+                    ends.sender = sender;
+                    0
+                }
+            },
             Mark::Reply { to: OUTSIDE, .. } => REPLY,
             // Its sender's egress is free.
             Mark::Reply { held: false, .. } => NOT_ISOLATED,
@@ -177,15 +182,15 @@ fn sender_rulesets(sender: u32, flags: u64) -> Option<u64> {
     }
 }
 
-/// The local pod whose address a packet without a mark has as its source; `OUTSIDE` = nobody's.
+/// Who sent a packet of which the mark says that `said` did. Others may have changed bits of the mark (Tailscale writes some of
+/// ours), but not by which device the packet came in. It came by a bridge where it was routed from there.
 #[inline(always)]
-fn owner(packet: &Packet) -> u32 {
-    let owner = match packet.family {
-        4 => maps::local4(&packet.src[0]),
-        6 => maps::local6(&packet.src),
-        _ => None,
-    };
-    owner.filter(|owner| *owner != NODE_INDEX).unwrap_or(OUTSIDE)
+fn origin<S: Skb>(skb: &S, said: u32) -> u32 {
+    match maps::iface(&skb.ingress_ifindex()) {
+        None | Some(BRIDGE_INDEX) => said,
+        Some(OUTSIDE_INDEX | BARE_INDEX) => OUTSIDE,
+        Some(pod) => pod,
+    }
 }
 
 /// The verdict about a packet between two ends of which one is isolated.

@@ -11,7 +11,7 @@ use netpol_common::{
     event::maps,
     flow::{Flow, Frag, FragKey, Key4, Key6, Quota},
     mark,
-    pod::{Config, Pod, door, rulesets, state},
+    pod::{Config, OUTSIDE_INDEX, Pod, door, rulesets, state},
     tables::{Cell, CellKey, PortsChunk, PortsKey},
 };
 use netpol_policy::{
@@ -372,6 +372,9 @@ impl<'m> Lab<'m> {
         for ifindex in &self.devices {
             self.machine.store(maps::DOORS, door::slot(*ifindex), 0u64)?;
         }
+        for ifindex in self.outside {
+            self.door(ifindex, OUTSIDE_INDEX)?;
+        }
         for index in self
             .pods
             .iter()
@@ -400,12 +403,19 @@ impl<'m> Lab<'m> {
                 }
             }
             self.machine.store(maps::PODS, index, slot)?;
-            let device = self.device(index);
-            self.machine.insert(maps::IFACES, device, index)?;
-            self.machine
-                .store(maps::DOORS, door::slot(device), door::word(device, index))?;
+            self.door(self.device(index), index)?;
         }
         Ok(())
+    }
+
+    /// Says what is behind a device: a pod, or one of the `*_INDEX`.
+    ///
+    /// # Errors
+    /// Where a map can not be written.
+    pub fn door(&mut self, device: u32, index: u32) -> Result<()> {
+        self.machine.insert(maps::IFACES, device, index)?;
+        self.machine
+            .store(maps::DOORS, door::slot(device), door::word(device, index))
     }
 
     /// The index of a pod, and a new life in a free slot where it has none.

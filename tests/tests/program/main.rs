@@ -4,6 +4,7 @@ mod attacks;
 mod conversations;
 mod lifetimes;
 mod oracle;
+mod origin;
 mod overflow;
 mod packets;
 mod reasons;

@@ -11,7 +11,7 @@ mod others;
 mod tcx;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -113,6 +113,12 @@ impl Attachments {
     /// Devices that something is pinned for, by this process or an earlier one.
     pub(crate) fn pinned(&self) -> Result<Vec<u32>> {
         devices_of(entries(&self.links)?)
+    }
+
+    /// Devices that have the programs of what leads outside.
+    pub(crate) fn outside(&self) -> BTreeSet<u32> {
+        let outside = self.attached.iter().filter(|(_, hook)| **hook == Hook::Arrive);
+        outside.map(|((index, _), _)| *index).collect()
     }
 
     /// As [`Self::pinned`], with those of other versions.

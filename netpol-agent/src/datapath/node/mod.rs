@@ -15,7 +15,10 @@ use std::{
 
 use aya::Ebpf;
 use netpol_common::pod::state;
-use netpol_policy::{model::ObjectName, tables::Tables};
+use netpol_policy::{
+    model::ObjectName,
+    tables::{PodRules, Tables},
+};
 
 use self::clock::measure_hz;
 pub(super) use self::{clock::jiffies, places::Order};
@@ -247,7 +250,7 @@ impl Datapath {
                 self.options.unknown == UnknownPods::Allow,
                 state::FLAG_UNKNOWN_PASS,
             ) | flag(self.options.police_node, state::FLAG_POLICE_NODE)
-                | flag(!self.bare().is_empty(), state::FLAG_BARE),
+                | flag(self.has_bare(), state::FLAG_BARE),
         );
         let addresses: Vec<IpAddr> = self
             .pods
@@ -262,12 +265,16 @@ impl Datapath {
     }
 }
 
-/// What the kernel's tables hold.
+/// What the kernel's tables hold. A slot without rules is a pod's that no policy isolates, or one whose rules were never
+/// written: only a device that was bound to it, which happens after its rules, tells the first from the second.
 pub(super) fn read_back(maps: &Maps, slots: &Slots) -> Result<Tables> {
     let mut tables = maps.read_tables()?;
+    let bound: BTreeSet<u32> = maps.ifaces()?.into_values().collect();
     tables.pods = slots
         .iter()
-        .map(|(name, slot)| (name.clone(), maps.rules(slot.index)))
+        .map(|(name, slot)| (name, slot.index, maps.rules(slot.index)))
+        .filter(|(_, index, rules)| *rules != PodRules::default() || bound.contains(index))
+        .map(|(name, _, rules)| (name.clone(), rules))
         .collect();
     Ok(tables)
 }

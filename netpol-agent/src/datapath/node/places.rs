@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netpol_common::pod::{BARE_INDEX, state};
+use netpol_common::pod::{BARE_INDEX, BRIDGE_INDEX, OUTSIDE_INDEX, state};
 use netpol_policy::model::ObjectName;
 
 use super::Datapath;
@@ -50,8 +50,8 @@ impl Datapath {
     /// netlink or the CNI cache can not be read.
     pub fn look(&mut self, closely: bool) -> Result<()> {
         let failure = self.observe(closely)?;
-        // Before a program runs on one: without this it would take the IP header for a link layer's.
-        self.write_bare()?;
+        // Before a program runs on one: without this it would take a bare device's IP header for a link layer's.
+        self.write_doors()?;
         self.write_config()?;
         self.write_local()?;
         failure.map_or(Ok(()), Err)
@@ -67,32 +67,41 @@ impl Datapath {
             _ => true,
         };
         self.attachments.verify(closely, same)?;
-        let (roles, failure) = self.binder.roles(&seen, &self.pods)?;
+        let (roles, failure) = self.binder.roles(&seen, &self.pods, self.attachments.outside())?;
         self.roles = roles;
         self.seen = seen;
         Ok(failure)
     }
 
-    fn write_bare(&mut self) -> Result<()> {
-        let bare = self.bare();
-        if bare.is_empty() {
-            return Ok(());
-        }
+    fn write_doors(&mut self) -> Result<()> {
+        let doors = self.doors();
         let actual = self.maps.ifaces()?;
-        bare.into_iter()
-            .filter(|device| actual.get(device) != Some(&BARE_INDEX))
-            .try_for_each(|device| self.maps.set_iface(device, Some(BARE_INDEX)))
+        doors
+            .into_iter()
+            .filter(|(device, kind)| actual.get(device) != Some(kind))
+            .try_for_each(|(device, kind)| self.maps.set_iface(device, Some(kind)))
     }
 
-    /// Outside devices without link layer.
-    pub(super) fn bare(&self) -> BTreeSet<u32> {
-        self.roles
-            .iter()
-            .filter(|(index, role)| {
-                **role == Role::Outside && self.seen.devices.get(index).is_some_and(|device| device.bare)
-            })
-            .map(|(index, _)| *index)
+    /// What the kernel has to know of devices that are no pod's, by ifindex.
+    fn doors(&self) -> BTreeMap<u32, u32> {
+        let kind = |index: &u32, role: &Role| {
+            let device = self.seen.devices.get(index)?;
+            match role {
+                Role::Outside if device.bare => Some(BARE_INDEX),
+                Role::Outside => Some(OUTSIDE_INDEX),
+                Role::None(_) if device.kind == "bridge" => Some(BRIDGE_INDEX),
+                _ => None,
+            }
+        };
+        let roles = self.roles.iter();
+        roles
+            .filter_map(|(index, role)| Some((*index, kind(index, role)?)))
             .collect()
+    }
+
+    /// Whether an outside device has no link layer.
+    pub(super) fn has_bare(&self) -> bool {
+        self.doors().values().any(|kind| *kind == BARE_INDEX)
     }
 
     /// Tells the kernel whose each device is. A pod whose rules are not in place is left out, so that its packets are
@@ -101,11 +110,8 @@ impl Datapath {
     /// # Errors
     /// A map can not be written.
     pub fn bind(&mut self) -> Result<()> {
-        let mut desired: BTreeMap<u32, u32> = self
-            .bare()
-            .into_iter()
-            .map(|device| (device, BARE_INDEX))
-            .collect();
+        let mut desired = self.doors();
+        let mut bound = BTreeSet::new();
         for (device, role) in &self.roles {
             let Role::Pod(pod) = role else { continue };
             let Some(pod) = pod.as_ref().filter(|pod| self.actual.pods.contains_key(*pod)) else {
@@ -113,6 +119,7 @@ impl Datapath {
             };
             if let Some(slot) = self.slots.get(pod) {
                 desired.insert(*device, slot.index);
+                bound.insert(*device);
             }
         }
         let actual = self.maps.ifaces()?;
@@ -124,7 +131,7 @@ impl Datapath {
         for device in actual.keys().filter(|device| !desired.contains_key(device)) {
             self.maps.set_iface(*device, None)?;
         }
-        self.bound = desired.into_keys().collect();
+        self.bound = bound;
         Ok(())
     }
 

@@ -64,6 +64,13 @@ impl Datapath {
         if ended.is_empty() {
             return Ok(());
         }
+        // First, and whatever fails then: who has new rules to come must not pass for one who has them.
+        let slots = &self.slots;
+        self.actual.pods.retain(|name, _| slots.get(name).is_some());
+        // A new life of a name starts without rules.
+        for (name, _) in &changes.taken {
+            self.actual.pods.remove(name);
+        }
         for (device, index) in self.maps.ifaces()? {
             if ended.contains(&index) {
                 self.maps.set_iface(device, None)?;
@@ -75,14 +82,7 @@ impl Datapath {
             }
         }
         ended.iter().for_each(|index| self.maps.free_pod(*index));
-        self.maps.forget_drops(&ended)?;
-        let slots = &self.slots;
-        self.actual.pods.retain(|name, _| slots.get(name).is_some());
-        // A new life of a name starts without rules.
-        for (name, _) in &changes.taken {
-            self.actual.pods.remove(name);
-        }
-        Ok(())
+        self.maps.forget_drops(&ended)
     }
 
     fn write_pods(&mut self) {
