@@ -83,7 +83,7 @@ pub mod timeout {
     pub const OPENING: usize = 0;
     /// TCP and SCTP, established.
     pub const ESTABLISHED: usize = 1;
-    /// TCP and SCTP, one end has closed.
+    /// TCP, both ends have closed; SCTP, one has.
     pub const CLOSING: usize = 2;
     /// TCP and SCTP after a reset.
     pub const RESET: usize = 3;
@@ -93,6 +93,8 @@ pub mod timeout {
     pub const ANSWERED: usize = 5;
     /// Later fragments after the first.
     pub const FRAGMENT: usize = 6;
+    /// TCP, one end has closed: the other may still have much to say.
+    pub const HALF_CLOSED: usize = 7;
 }
 
 /// TCP and SCTP: the opener confirms what the answerer says before anything else happens.
@@ -103,7 +105,7 @@ pub const fn has_handshake(proto: u8) -> bool {
 }
 
 /// Which of `Config::timeouts` bounds the silence of a flow in this state; `opening`: it is not among the answered ones.
-/// None is longer than conntrack's default.
+/// None is longer than conntrack's default but that of a half-closed connection.
 #[inline(always)]
 #[must_use]
 pub const fn lifetime(state: u32, opening: bool, proto: u8) -> usize {
@@ -117,10 +119,12 @@ pub const fn lifetime(state: u32, opening: bool, proto: u8) -> usize {
         timeout::RESET
     } else if opening {
         timeout::OPENING
-    } else if state & (STATE_FIN_FORWARD | STATE_FIN_REPLY) != 0 {
-        timeout::CLOSING
     } else {
-        timeout::ESTABLISHED
+        match state & (STATE_FIN_FORWARD | STATE_FIN_REPLY) {
+            0 => timeout::ESTABLISHED,
+            STATE_FIN_FORWARD | STATE_FIN_REPLY if proto == TCP => timeout::HALF_CLOSED,
+            _ => timeout::CLOSING,
+        }
     }
 }
 

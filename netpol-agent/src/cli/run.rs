@@ -115,7 +115,7 @@ pub(super) struct Args {
     #[arg(long, env = "NETPOL_MAP_SIZE", value_name = "MAP=ENTRIES", value_delimiter = ',', value_parser = capacity)]
     map_size: Vec<(String, u32)>,
 
-    /// How long a flow may be silent: opening, established, closing, reset, unanswered, answered, fragment. Repeatable.
+    /// How long a flow may be silent: opening, established, half-closed, closing, reset, unanswered, answered, fragment. Repeatable.
     #[arg(long, env = "NETPOL_TIMEOUT", value_name = "STATE=SECONDS", value_delimiter = ',', value_parser = timeout)]
     timeout: Vec<(String, u32)>,
 

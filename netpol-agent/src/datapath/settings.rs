@@ -8,10 +8,12 @@ use std::{
 use netpol_common::{flow::timeout, pod::Config};
 
 /// Flow lifetimes in seconds: name for the command line, place, default. None is longer than conntrack's default
-/// for the same state: a flow that NAT has forgotten is not a flow.
+/// for the same state, as a flow that NAT has forgotten is not a flow; but for half-closed connections, which conntrack
+/// picks up again where there is no NAT.
 pub const TIMEOUTS: &[(&str, usize, u64)] = &[
     ("opening", timeout::OPENING, 60),
     ("established", timeout::ESTABLISHED, 5 * 24 * 3600),
+    ("half-closed", timeout::HALF_CLOSED, 900),
     ("closing", timeout::CLOSING, 60),
     ("reset", timeout::RESET, 10),
     ("unanswered", timeout::UNANSWERED, 30),
@@ -204,10 +206,8 @@ mod tests {
     fn times_are_jiffies_and_tunnels_are_packed() {
         let tunnels = BTreeSet::from([(4, 0), (17, 8472)]);
         let config = config(&Settings::default(), 250, &addresses(&["10.244.1.2"]), &tunnels);
-        let mut timeouts = [0; 8];
-        timeouts[..7].copy_from_slice(&[15_000, 108_000_000, 15_000, 2_500, 7_500, 30_000, 7_500]);
         let expected = Config {
-            timeouts,
+            timeouts: [15_000, 108_000_000, 15_000, 2_500, 7_500, 30_000, 7_500, 225_000],
             hz: 250,
             local4: v4("10.244.1.2"),
             local4_mask: u32::MAX,

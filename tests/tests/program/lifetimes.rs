@@ -19,8 +19,8 @@ use crate::packets::{expect, ip, judge, plain};
 
 /// Jiffies; each longer than a test takes, and each told from the next.
 const UNIT: u64 = 1 << 20;
-/// By index of `timeout`: opening, established, closing, reset, unanswered, answered.
-const UNITS: [u64; 8] = [30, 100, 20, 10, 40, 50, 1000, 0];
+/// By index of `timeout`: opening, established, closing, reset, unanswered, answered, fragment, half-closed.
+const UNITS: [u64; 8] = [30, 100, 20, 10, 40, 50, 1000, 60];
 
 const OUT: (&str, &str) = ("client", "both");
 const BACK: (&str, &str) = ("both", "client");
@@ -101,12 +101,12 @@ const CONVERSATIONS: &[(u8, &[Step], usize)] = &[
     (
         proto::TCP,
         &[SYN, SYN_ACK, ACK, (true, tcp::FIN | tcp::ACK)],
-        timeout::CLOSING,
+        timeout::HALF_CLOSED,
     ),
     (
         proto::TCP,
         &[SYN, SYN_ACK, ACK, (false, tcp::FIN | tcp::ACK)],
-        timeout::CLOSING,
+        timeout::HALF_CLOSED,
     ),
     (
         proto::TCP,
