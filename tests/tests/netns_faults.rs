@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use netpol_policy::model::Pod;
 use netpol_tests::{
     cluster::{Cluster, Node, Options, Policy, manifests, pod},
-    net::{Responder, Transport},
+    net::{Probe, Responder, Transport, probe},
 };
 use serde_json::Value as Json;
 
@@ -54,6 +54,16 @@ impl Shop {
         shop.cluster.start()?;
         assert_eq!(shop.reach(), [true, false]);
         Ok(shop)
+    }
+
+    /// Starts the agent where none runs, and does not wait until all is in force.
+    fn start(&mut self, arguments: &[&str]) -> Result<()> {
+        let options = Options {
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+            ..Options::default()
+        };
+        let manifests = self.cluster.manifests().to_owned();
+        self.cluster.node_mut(1).start(&manifests, &options)
     }
 
     fn yaml(&self, policies: &[String]) -> String {
@@ -120,6 +130,146 @@ fn a_full_map_keeps_the_policy_in_force_and_says_whose_policies_need_the_room() 
     shop.cluster.apply(&shop.yaml(&[narrow]))?;
     assert_eq!(shop.reach(), [false, true]);
     assert_eq!(status(shop.cluster.node(1))?.1, 0);
+    Ok(())
+}
+
+#[test]
+fn a_pod_whose_rules_find_no_room_stays_cut_off_also_after_a_restart() -> Result<()> {
+    let small = ["--map-size", "nets4=4"];
+    let mut shop = Shop::enforcing(&small)?;
+    let late = pod("shop/late", 1, 8, "app=late");
+    shop.cluster.add_pod(&late)?;
+    let place = shop.cluster.pod("shop/late");
+    let at = place.at(true, 80);
+    let _responder = Responder::start(&place.namespace, "late", [(Transport::Tcp, at)])?;
+    let blocks: Vec<String> = (1..=8).map(|net| format!("{net}.0.0.0/8")).collect();
+    let blocks: Vec<&str> = blocks.iter().map(String::as_str).collect();
+    let wide = Policy::new("shop/wide", "app=late").ingress(&blocks);
+    let all: Vec<Pod> = shop.pods.iter().cloned().chain([late]).collect();
+    shop.cluster
+        .write(&format!("{}{}{wide}", manifests(&all), only_web()))?;
+    let closed = |shop: &Shop, when: &str| {
+        let end = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < end {
+            for from in ["shop/web", "shop/other"] {
+                // Not even its link-layer address is told.
+                let outcome = probe(&shop.cluster.pod(from).namespace, Probe::tcp(at), SHORT);
+                assert!(!outcome.reached(), "{from} to late, {when}: {outcome:?}");
+            }
+        }
+        assert_eq!(shop.reach(), [true, false], "{when}");
+    };
+    assert!(shop.trouble()?.0.contains("map nets4 is too small"));
+    closed(&shop, "before");
+    for when in ["once restarted", "twice restarted"] {
+        shop.cluster.node_mut(1).kill_agent()?;
+        shop.start(&small)?;
+        closed(&shop, when);
+        assert!(shop.trouble()?.0.contains("map nets4 is too small"), "{when}");
+    }
+    // With less to say it gets what its policy says.
+    let narrow = Policy::new("shop/wide", "app=late").ingress(&["app=other"]);
+    shop.cluster
+        .apply(&format!("{}{}{narrow}", manifests(&all), only_web()))?;
+    for name in ["shop/web", "shop/other", "shop/late"] {
+        let pod = &shop.cluster.pod(name).namespace;
+        pod.ip("neigh flush dev eth0 nud all")?;
+    }
+    assert!(shop.cluster.reaches("shop/other", at, SHORT));
+    assert!(!shop.cluster.reaches("shop/web", at, SHORT));
+    Ok(())
+}
+
+#[test]
+fn a_veth_whose_pod_nobody_knows_gets_what_the_flag_says() -> Result<()> {
+    for (flag, passes) in [("deny", false), ("allow", true)] {
+        let mut shop = Shop::enforcing(&["--unknown-pods", flag])?;
+        // Its network is there, its manifest is not.
+        shop.cluster.add_pod(&pod("shop/early", 1, 8, "app=early"))?;
+        let place = shop.cluster.pod("shop/web");
+        let open = place.at(true, 81);
+        let _responder = Responder::start(&place.namespace, "web", [(Transport::Tcp, open)])?;
+        let reaches = |to| shop.cluster.reaches("shop/early", to, Duration::from_secs(2));
+        assert_eq!(reaches(open), passes, "{flag}: to a pod that takes everything");
+        // What is isolated takes nothing from a stranger, whatever the flag says.
+        assert!(!reaches(shop.db), "{flag}: to an isolated pod");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_policy_without_effect_is_warned_of_when_it_came_with_its_pods() -> Result<()> {
+    let mut shop = Shop::enforcing(&[])?;
+    let slip = Policy::new("shop/slip", "app=dbb").ingress(&["app=web"]);
+    let nobody = Policy::new("shop/nobody", "app=db").ingress(&["app=wbe"]);
+    shop.cluster
+        .apply(&shop.yaml(&[only_web(), slip.to_string(), nobody.to_string()]))?;
+    let warnings = |shop: &Shop| {
+        let (status, code) = status(shop.cluster.node(1)).expect("a status");
+        let problems = status["agent"]["problems"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let said = |name: &str| problems.iter().any(|problem| problem.to_string().contains(name));
+        (["shop/slip", "shop/nobody"].map(said), code)
+    };
+    let until = |shop: &Shop, wanted: [bool; 2]| {
+        let end = Instant::now() + Duration::from_secs(30);
+        while warnings(shop) != (wanted, 0) {
+            assert!(Instant::now() < end, "{:?}", warnings(shop));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    // Nothing else happens; a warning is no error.
+    until(&shop, [true, true]);
+    let right = Policy::new("shop/slip", "app=db").ingress(&["app=web"]);
+    shop.cluster
+        .apply(&shop.yaml(&[only_web(), right.to_string(), nobody.to_string()]))?;
+    until(&shop, [false, true]);
+    Ok(())
+}
+
+/// [`once`] in a mount namespace of its own that `mount` has changed.
+fn once_where(cluster: &Cluster, mount: &str, pin: &Path, state: &Path) -> Result<Output> {
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", &format!("{mount}\nexec \"$@\""), "sh"]);
+    command.arg(netpol_tests::cluster::binary()?);
+    command.args(["run", "--once", "--node", "node-1", "--cni-cache"]);
+    command.arg(cluster.rig.directory().join("node-1/cni"));
+    command.arg("--manifests").arg(cluster.manifests());
+    command.arg("--pin").arg(pin).arg("--state").arg(state);
+    Ok(cluster.node(1).namespace.run(|| command.output())?)
+}
+
+#[test]
+fn file_systems_that_take_nothing_are_named_and_what_is_in_force_stays() -> Result<()> {
+    let mut shop = Shop::enforcing(&[])?;
+    shop.cluster.node_mut(1).kill_agent()?;
+    let pins = shop.cluster.node(1).pins.clone();
+    let state = shop.cluster.rig.directory().join("full");
+    fs::create_dir(&state)?;
+    let read_only = format!(
+        "mount --bind {0} {0}; mount -o remount,bind,ro {0}",
+        pins.display()
+    );
+    let full = format!(
+        "mount -t tmpfs -o size=4k none {0}; head -c 4096 /dev/zero >{0}/fill",
+        state.display()
+    );
+    for (mount, said) in [
+        (read_only, "Read-only file system"),
+        (full, "No space left on device"),
+    ] {
+        let output = once_where(&shop.cluster, &mount, &pins, &state)?;
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(code(&output), 2, "{mount}: {stderr}");
+        for part in [said, "make the file system writable"] {
+            assert!(stderr.contains(part), "{part} is not in {stderr}");
+        }
+        assert_eq!(shop.reach(), [true, false], "{mount}");
+    }
+    shop.cluster.start()?;
+    assert_eq!(shop.reach(), [true, false]);
     Ok(())
 }
 

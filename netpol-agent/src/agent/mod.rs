@@ -39,6 +39,7 @@ use self::{
     first::First,
     known::{Concern, Known},
     latency::{Births, Latency},
+    problems::Found,
     source::{Source, bad_input},
 };
 use crate::{
@@ -63,8 +64,6 @@ const UNBOUND_PATIENCE: u32 = 50;
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Reports for `status` and the metrics are made at most so often.
 const REPORTS: Duration = Duration::from_millis(200);
-/// It is looked for policies without effect at most so often.
-const EFFECTS: Duration = Duration::from_secs(10);
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -129,8 +128,7 @@ struct Agent {
     known: Known,
     assigned: Assigned,
     problems: Vec<Problem>,
-    /// Policies that have no effect, and when they were looked for.
-    effects: (Vec<Problem>, Option<Instant>),
+    found: Found,
     failures: BTreeMap<String, Noted>,
     retry: Duration,
     unbound_looks: u32,
@@ -145,6 +143,8 @@ struct Agent {
     /// What was last written for `status`, and when; and whether there is more to say.
     reported: Option<(Report, Instant)>,
     report_due: bool,
+    /// Why the last report could not be written.
+    unwritten: Option<String>,
     /// The names of all policies.
     policies: Names,
     shared: Arc<Shared>,
@@ -174,7 +174,7 @@ impl Agent {
             known,
             assigned: Assigned::default(),
             problems: Vec::new(),
-            effects: (Vec::new(), None),
+            found: Found::default(),
             failures: BTreeMap::new(),
             retry: RETRY.0,
             unbound_looks: 0,
@@ -185,6 +185,7 @@ impl Agent {
             latency: shared.latency.clone(),
             reported: None,
             report_due: true,
+            unwritten: None,
             policies: Names::default(),
             shared,
             started: now(),
@@ -232,6 +233,7 @@ impl Agent {
             }
             let woke = Instant::now();
             self.shared.alive();
+            self.look_for_due_effects();
             if cni.is_none() {
                 // The runtime makes the directory with a node's first pod.
                 cni = watch_cni(self.datapath.cni_cache());
@@ -320,7 +322,7 @@ impl Agent {
         }
         if concern > Concern::Nothing {
             self.changed.get_or_insert(came);
-            self.look_for_effects();
+            self.effects_may_change();
         }
         self.note(change.problems);
         concern
@@ -343,7 +345,8 @@ impl Agent {
         if self.report_due {
             pause = pause.min(REPORTS);
         }
-        Instant::now() + pause.min(self.datapath.next_sweep())
+        let next = Instant::now() + pause.min(self.datapath.next_sweep());
+        self.effects_due().map_or(next, |due| next.min(due))
     }
 
     /// Whether we woke up for nothing but a report that was put off.

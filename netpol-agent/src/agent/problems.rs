@@ -2,24 +2,68 @@
 
 use std::path::Path;
 
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
-use super::{Agent, EFFECTS, known::Known};
+use super::{Agent, known::Known};
 use crate::source::{Problem, Severity, effect};
 
+/// A policy without effect is looked for this long after a change: it may come before its pods.
+const AFTER: Duration = Duration::from_secs(3);
+/// The next look is not earlier than this after one.
+const EFFECTS: Duration = Duration::from_secs(10);
+
+/// What was found wrong by sources that are not asked each time.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// By the source of objects, as it said last.
+    source: Vec<Problem>,
+    /// Policies without effect.
+    idle: Vec<Problem>,
+    /// When these were looked for.
+    looked: Option<Instant>,
+    /// When they are looked for next.
+    due: Option<Instant>,
+}
+
 impl Agent {
-    /// Looks for policies without effect, now and again.
+    /// Looks for policies without effect at once.
     pub(super) fn look_for_effects(&mut self) {
-        if self.effects.1.is_none_or(|then| then.elapsed() >= EFFECTS) {
-            self.effects = (effect::without(&self.compiler), Some(Instant::now()));
+        self.found.idle = effect::without(&self.compiler);
+        self.found.looked = Some(Instant::now());
+        self.found.due = None;
+    }
+
+    /// Something has changed: policies without effect are looked for soon.
+    pub(super) fn effects_may_change(&mut self) {
+        let soon = Instant::now() + AFTER;
+        let rested = self.found.looked.map_or(soon, |looked| looked + EFFECTS);
+        self.found.due.get_or_insert(soon.max(rested));
+    }
+
+    /// When policies without effect are looked for next.
+    pub(super) fn effects_due(&self) -> Option<Instant> {
+        self.found.due
+    }
+
+    /// Looks for policies without effect if it is time, and tells what is new.
+    pub(super) fn look_for_due_effects(&mut self) {
+        if self.found.due.is_some_and(|due| due <= Instant::now()) {
+            self.look_for_effects();
+            self.tell();
         }
     }
 
     /// Tells what is wrong with the source now and was not before.
-    pub(super) fn note(&mut self, mut problems: Vec<Problem>) {
+    pub(super) fn note(&mut self, problems: Vec<Problem>) {
+        self.found.source = problems;
+        self.tell();
+    }
+
+    fn tell(&mut self) {
+        let mut problems = self.found.source.clone();
         problems.extend(unknown_node(&self.known));
         problems.extend(no_results(self.datapath.cni_cache(), self.datapath.unbound()));
-        problems.extend(self.effects.0.iter().cloned());
+        problems.extend(self.found.idle.iter().cloned());
         if problems == self.problems {
             return;
         }

@@ -22,25 +22,41 @@ impl Agent {
             .reported
             .as_ref()
             .is_some_and(|(_, then)| then.elapsed() < super::REPORTS);
-        if !self.report_due && !self.is_stale_changed() || early {
+        let due = self.report_due || self.unwritten.is_some() || self.is_stale_changed();
+        if !due || early {
             return;
         }
         self.report_due = false;
         let mut report = self.report();
         if let Some((reported, then)) = &mut self.reported {
             report.updated = reported.updated;
-            if report == *reported {
+            if report == *reported && self.unwritten.is_none() {
                 // It was made: the next is not made earlier for having said nothing.
                 *then = Instant::now();
                 return;
             }
             report.updated = now();
         }
-        if let Err(error) = report.write(&report_file(&self.config.datapath.files)) {
-            tracing::error!("{:#}", anyhow::Error::from(error));
-        }
+        let written = report.write(&report_file(&self.config.datapath.files));
         self.shared.report(report.clone());
         self.reported = Some((report, Instant::now()));
+        match written {
+            Ok(()) => self.unwritten = None,
+            Err(error) => self.is_unwritten(error),
+        }
+    }
+
+    /// Without a report `status` says that there is none; an old one would be taken for what is.
+    fn is_unwritten(&mut self, error: crate::datapath::Error) {
+        let _is_read_only = std::fs::remove_file(report_file(&self.config.datapath.files));
+        self.shared.failed(error.kind());
+        let text = format!("{:#}", anyhow::Error::from(error));
+        if self.unwritten.as_ref() != Some(&text) {
+            tracing::error!(
+                "{text}: `netpol-agent status` has nothing to tell; policy is in force all the same"
+            );
+        }
+        self.unwritten = Some(text);
     }
 
     /// What the reports say of the policies, whose number may be large, is written down when they change.

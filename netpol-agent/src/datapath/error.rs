@@ -205,6 +205,18 @@ impl Error {
         }
     }
 
+    /// An [`Error::io`] for a library's error with a system call's somewhere among its causes.
+    pub(crate) fn caused<E>(operation: impl Into<String>) -> impl FnOnce(E) -> Self
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let operation = operation.into();
+        move |error| {
+            let number = os_error(&error);
+            Self::io(operation)(number.map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error))
+        }
+    }
+
     /// An [`Error::Program`], with the causes that can be told apart.
     pub(crate) fn program(operation: impl Into<String>) -> impl FnOnce(ProgramError) -> Self {
         let operation = operation.into();
@@ -216,6 +228,10 @@ impl Error {
             match os_error(&source) {
                 Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { operation },
                 Some(libc::ENOMEM) => Self::NoMemory { operation },
+                Some(number @ libc::EROFS) => Self::Storage {
+                    operation,
+                    source: io::Error::from_raw_os_error(number),
+                },
                 _ => Self::Program { operation, source },
             }
         }

@@ -156,6 +156,10 @@ fn load_error(error: aya::EbpfError) -> Error {
         Some(libc::ENOMEM | libc::E2BIG) => Error::NoMemory {
             operation: operation(),
         },
+        Some(number @ libc::EROFS) => Error::Storage {
+            operation: "pinning the BPF maps".to_owned(),
+            source: io::Error::from_raw_os_error(number),
+        },
         _ => Error::Load(error),
     }
 }
@@ -179,7 +183,7 @@ fn repin(program: &mut SchedClassifier, path: &Path, name: &str) -> Result<()> {
     let _absent = fs::remove_file(&fresh);
     program
         .pin(&fresh)
-        .map_err(|error| Error::io(format!("pinning the program `{name}`"))(io::Error::other(error)))?;
+        .map_err(Error::caused(format!("pinning the program `{name}`")))?;
     fs::rename(&fresh, path).map_err(Error::io(format!("pinning {}", path.display())))
 }
 

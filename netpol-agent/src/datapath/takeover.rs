@@ -164,9 +164,8 @@ impl Takeover {
                 continue;
             }
             let map = MapData::from_pin(last.map(name)).map_err(Error::map(name, "opening the pin", 0))?;
-            map.pin(stage.map(name)).map_err(|error| {
-                Error::io(format!("pinning {}", stage.map(name).display()))(std::io::Error::other(error))
-            })?;
+            map.pin(stage.map(name))
+                .map_err(Error::caused(format!("pinning {}", stage.map(name).display())))?;
         }
         tracing::info!(
             from = %last.root().display(),

@@ -38,14 +38,22 @@ fn warning(policy: &ObjectName, idle: &Idle) -> Problem {
             "correct the labels, if pods or namespaces with them are not yet to come",
         ),
         Idle::Port {
+            direction,
             rule,
             at,
             name,
             protocol,
         } => (
-            format!("spec.ingress[{rule}].ports[{at}].port"),
+            match direction {
+                Direction::Ingress => format!("spec.ingress[{rule}].ports[{at}].port"),
+                Direction::Egress => format!("spec.egress[{rule}].ports[{at}].port"),
+            },
             format!(
-                "no pod that the policy selects has a port named {name:?} ({}): it allows nothing",
+                "no pod{} has a port named {name:?} ({}): it allows nothing",
+                match direction {
+                    Direction::Ingress => " that the policy selects",
+                    Direction::Egress => "",
+                },
                 protocol.name()
             ),
             "name a port of the pods' containers, or write its number",

@@ -2,7 +2,7 @@
 
 use std::{
     cell::OnceCell,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
 };
 
 use super::{
@@ -30,8 +30,11 @@ pub enum Idle {
         /// Its place in the list.
         at: usize,
     },
-    /// No pod that the policy selects has the port that the ingress rule `rule` names at `at`.
+    /// Nobody has the port that rule `rule` names at `at`: of an ingress rule no pod that the policy selects, of an egress
+    /// rule no pod at all.
     Port {
+        /// `ingress` or `egress`.
+        direction: Direction,
         /// [`Rule::index`]
         rule: u32,
         /// Its place in the list.
@@ -51,6 +54,7 @@ impl Compiler {
             objects: &self.objects,
             by_label: OnceCell::new(),
             anywhere: BTreeMap::new(),
+            ports: OnceCell::new(),
             found: Vec::new(),
         };
         for at in self.objects.by_name.values() {
@@ -72,6 +76,8 @@ struct Look<'c> {
     by_label: OnceCell<HashMap<Pair, Vec<SpaceAt>, ByNumber>>,
     /// Whether pods of any namespace match, by both selectors: few policies have their own.
     anywhere: BTreeMap<(&'c Selector, &'c Selector), bool>,
+    /// The named ports of all pods.
+    ports: OnceCell<BTreeSet<(&'c Str, Protocol)>>,
     found: Vec<(ObjectName, Idle)>,
 }
 
@@ -91,9 +97,7 @@ impl<'c> Look<'c> {
         for direction in [Direction::Ingress, Direction::Egress] {
             for rule in policy.rules(direction).unwrap_or_default() {
                 self.peers(space, policy, rule, direction);
-                if direction == Direction::Ingress {
-                    self.named_ports(policy, rule, &selected);
-                }
+                self.named_ports(policy, rule, direction, &selected);
             }
         }
     }
@@ -149,15 +153,26 @@ impl<'c> Look<'c> {
         found
     }
 
-    fn named_ports(&mut self, policy: &Policy, rule: &Rule, selected: &[&Pod]) {
+    fn all_ports(&self) -> &BTreeSet<(&'c Str, Protocol)> {
+        self.ports.get_or_init(|| all_ports(self.objects))
+    }
+
+    fn named_ports(&mut self, policy: &Policy, rule: &Rule, direction: Direction, selected: &[&Pod]) {
         let Ports::Of(ports) = &rule.ports else { return };
         for (at, port) in ports.iter().enumerate() {
             let PortSpec::Named(name) = &port.port else {
                 continue;
             };
             let mut known = selected.iter().flat_map(|pod| pod.ports.iter());
-            if !known.any(|known| known.name == *name && known.protocol == port.protocol) {
+            let is_known = match direction {
+                Direction::Ingress => {
+                    known.any(|known| known.name == *name && known.protocol == port.protocol)
+                }
+                Direction::Egress => self.all_ports().contains(&(name, port.protocol)),
+            };
+            if !is_known {
                 let idle = Idle::Port {
+                    direction,
                     rule: rule.index,
                     at,
                     name: name.clone(),
@@ -167,6 +182,11 @@ impl<'c> Look<'c> {
             }
         }
     }
+}
+
+fn all_ports(objects: &Objects) -> BTreeSet<(&Str, Protocol)> {
+    let pods = objects.pods.iter().flat_map(|(_, pod)| pod.ports.iter());
+    pods.map(|port| (&port.name, port.protocol)).collect()
 }
 
 fn by_label(objects: &Objects) -> HashMap<Pair, Vec<SpaceAt>, ByNumber> {

@@ -17,6 +17,7 @@ fn reference(snapshot: &Snapshot) -> Vec<(ObjectName, Idle)> {
         let pods: Vec<_> = pods(snapshot).filter(|pod| own(&pod.name)).collect();
         let selected: Vec<_> = pods
             .iter()
+            .copied()
             .filter(|pod| selects(&policy.selector, &pod.labels))
             .collect();
         if selected.is_empty() {
@@ -30,17 +31,23 @@ fn reference(snapshot: &Snapshot) -> Vec<(ObjectName, Idle)> {
             for rule in rules.iter().flatten() {
                 let idle = idle_peers(snapshot, policy, rule, direction);
                 found.extend(idle.map(|idle| (policy.name.clone(), idle)));
-                if let (Ports::Of(ports), Direction::Ingress) = (&rule.ports, direction) {
+                if let Ports::Of(ports) = &rule.ports {
                     for (at, port) in ports.iter().enumerate() {
                         let PortSpec::Named(name) = port.port.clone() else {
                             continue;
                         };
                         let (rule, protocol) = (rule.index, port.protocol);
                         let has = |known: &model::NamedPort| known.name == name && known.protocol == protocol;
-                        if !selected.iter().any(|pod| pod.ports.iter().any(has)) {
+                        let all: Vec<_> = self::pods(snapshot).collect();
+                        let asked = match direction {
+                            Direction::Ingress => &selected[..],
+                            Direction::Egress => &all,
+                        };
+                        if !asked.iter().any(|pod| pod.ports.iter().any(has)) {
                             found.push((
                                 policy.name.clone(),
                                 Idle::Port {
+                                    direction,
                                     rule,
                                     at,
                                     name,

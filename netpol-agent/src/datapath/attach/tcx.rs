@@ -1,6 +1,6 @@
 //! TCX links, pinned: the program on one is replaced in one step.
 
-use std::{fs, io, path::Path};
+use std::{fs, path::Path};
 
 use aya::programs::{
     LinkOrder, SchedClassifier,
@@ -34,12 +34,10 @@ pub(super) fn attach_tcx(
         // The link is in force: the filter of an earlier run with --attach clsact may go.
         detach_one(path, hook.direction(), Some(target.name))?;
     }
-    let link: FdLink = link
-        .try_into()
-        .map_err(|error: LinkError| Error::io(what())(io::Error::other(error)))?;
+    let link: FdLink = link.try_into().map_err(Error::caused::<LinkError>(what()))?;
     link.pin(path)
         .map(drop)
-        .map_err(|error| Error::io(format!("pinning {}", path.display()))(io::Error::other(error)))
+        .map_err(Error::caused(format!("pinning {}", path.display())))
 }
 
 /// Swaps the program on the link pinned at `path`; false where there is none, or where its device is gone.
@@ -54,7 +52,7 @@ fn replace_tcx(program: &mut SchedClassifier, hook: Hook, path: &Path) -> Result
     if !path.exists() {
         return Ok(false);
     }
-    let failed = |error: LinkError| Error::io(what())(io::Error::other(error));
+    let failed = |error: LinkError| Error::caused(what())(error);
     let pinned = PinnedLink::from_pin(path).map_err(failed)?;
     let link = SchedClassifierLink::try_from(FdLink::from(pinned)).map_err(failed)?;
     match program.attach_to_link(link) {
