@@ -30,6 +30,10 @@ pub(crate) enum Mood {
     Refuses(u16),
     /// Ends every watch after a few events.
     Closes,
+    /// Answers every watch, and ends it at once.
+    ClosesAtOnce,
+    /// Ends every streamed list after its second object.
+    CutsLists,
     /// Sends a line that is no JSON in every watch, once.
     Babbles,
 }
@@ -223,7 +227,11 @@ fn watch(store: Arc<Mutex<Store>>, plural: String, mut from: u64, initial: bool)
                 let store = store.lock().unwrap();
                 (store.objects.get(&plural).cloned().unwrap_or_default(), store.version)
             };
-            for object in objects.values() {
+            let mood = store.lock().unwrap().moods.get(&plural).copied().unwrap_or_default();
+            for (at, object) in objects.values().enumerate() {
+                if mood == Mood::CutsLists && at == 2 {
+                    return;
+                }
                 yield line(&json!({"type": "ADDED", "object": object}));
             }
             yield line(&json!({"type": "BOOKMARK", "object": {"kind": "X", "apiVersion": "v1", "metadata": {
@@ -243,9 +251,9 @@ fn watch(store: Arc<Mutex<Store>>, plural: String, mut from: u64, initial: bool)
                 (events, mood, from < store.compacted)
             };
             match mood {
-                Mood::Refuses(_) => return,
+                Mood::Refuses(_) | Mood::ClosesAtOnce => return,
                 Mood::Babbles => yield Ok(Frame::data(Bytes::from_static(b"{\"type\": \"MODIFIED\", \"object\": {{{\n"))),
-                Mood::Well | Mood::Closes => {}
+                Mood::Well | Mood::Closes | Mood::CutsLists => {}
             }
             if expired {
                 yield line(&json!({"type": "ERROR", "object": failure(410, "too old resource version")}));

@@ -108,7 +108,7 @@ pub(super) fn client(config: Config, health: Health) -> Result<Client, AccessErr
     Ok(builder.with_layer(&Observe(health)).build())
 }
 
-/// Tells of every answer and of its bytes.
+/// Tells of the bytes of every answer.
 #[derive(Clone, Debug)]
 struct Observe(Health);
 
@@ -158,9 +158,6 @@ where
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
-            if answer.status().is_success() {
-                health.answered(&plural);
-            }
             Ok(
                 answer.map(|body| -> Box<dyn HttpBody<Data = _, Error = _> + Send + Unpin> {
                     Box::new(body.map_frame(move |frame: Frame<bytes::Bytes>| {

@@ -1,12 +1,8 @@
 //! What a failed watch means, in words for people, in a word for the metrics, and for what to do next.
 
-use kube::{Error, core::Status, runtime::watcher};
+use kube::{Error, core::Status};
 
-use super::store::Which;
-
-/// The server refuses, or fails by itself. Where it streams no lists (before Kubernetes 1.32; with etcd before 3.4.31 or 3.5.13; switched
-/// off), it answers a request for one so: 400, 422, or 500 within the stream.
-pub(super) const SERVER: &str = "server";
+use super::{course::Broken, store::Which};
 
 /// The server no longer knows the version from which a watch would go on.
 pub(super) const EXPIRED: &str = "expired";
@@ -23,18 +19,29 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    pub(super) fn of(error: &watcher::Error, which: Which) -> Self {
-        match error {
-            watcher::Error::InitialListFailed(error) => Self::of_client(error, which, "list"),
-            watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
-                Self::of_client(error, which, "watch")
-            }
-            watcher::Error::WatchError(status) => Self::of_status(status, which, "watch"),
-            watcher::Error::NoResourceVersion => Self::new(
+    pub(super) fn of(broken: &Broken, which: Which) -> Self {
+        let plural = which.plural();
+        match broken {
+            Broken::List(error) => Self::of_client(error, which, "list"),
+            Broken::Watch { error, .. } => Self::of_client(error, which, "watch"),
+            Broken::Told { status, .. } => Self::of_status(status, which, "watch"),
+            Broken::NoVersion => Self::new(
                 "decode",
-                format!("watching {}: an object without resourceVersion", which.plural()),
+                format!("watching {plural}: an object without resourceVersion"),
                 true,
             ),
+            Broken::Early { lived, listing } => {
+                let what = match listing {
+                    true => "list, which was not complete,",
+                    false => "watch",
+                };
+                let seconds = lived.as_secs();
+                Self::new(
+                    "connection",
+                    format!("the API server ended the {what} of {plural} too early, after {seconds} s"),
+                    false,
+                )
+            }
         }
     }
 
@@ -100,7 +107,7 @@ impl Failure {
                 false,
             ),
             code => Self::new(
-                SERVER,
+                "server",
                 format!("the API server answers {code} ({verb} {plural}): {message}"),
                 false,
             ),
@@ -129,9 +136,12 @@ fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
-    fn api(code: u16, message: &str) -> watcher::Error {
+    fn api(code: u16, message: &str) -> Broken {
         let status = Status::failure(message, "").with_code(code).boxed();
-        watcher::Error::WatchStartFailed(Error::Api(status))
+        Broken::Watch {
+            error: Error::Api(status),
+            listing: false,
+        }
     }
 
     #[test]

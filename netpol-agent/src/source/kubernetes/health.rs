@@ -112,7 +112,7 @@ impl Health {
         }
     }
 
-    /// The server has answered a request for `plural`.
+    /// The server has answered a request for `plural` with more than headers: what closes at once is no answer.
     pub(super) fn answered(&self, plural: &str) {
         let mut ended = None;
         self.on(plural, |watch| {
