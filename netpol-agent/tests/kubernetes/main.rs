@@ -260,7 +260,9 @@ fn a_streamed_list_that_is_cut_off_leaves_nothing_behind() {
     let server = filled(true);
     server.mood("pods", Mood::CutsLists);
     let mut follower = Follower::new(&server);
-    follower.wait("half a list", |follower| follower.errors("pods", "connection") >= 1);
+    follower.wait("half a list", |follower| {
+        follower.errors("pods", "connection") >= 1
+    });
     assert!(!follower.watcher.health().status().watches["pods"].synced);
     server.delete("pods", "prod/a1");
     server.mood("pods", Mood::Well);
@@ -290,6 +292,19 @@ fn a_server_that_ends_every_watch_at_once_is_asked_seldom() {
 }
 
 #[test]
+fn a_busy_server_is_left_alone_for_as_long_as_it_wishes() {
+    for (mood, kind) in [(Mood::Rests(8), "throttled"), (Mood::RestsByBody(8), "server")] {
+        let server = filled(true);
+        server.mood("pods", mood);
+        let follower = Follower::new(&server);
+        follower.wait("a refusal", |follower| follower.errors("pods", kind) == 1);
+        std::thread::sleep(Duration::from_secs(7));
+        assert_eq!(server.asked(&["/pods?"]), 1, "{mood:?}");
+        follower.wait("another", |follower| follower.errors("pods", kind) == 2);
+    }
+}
+
+#[test]
 fn a_quiet_watch_is_an_answer_after_a_while() {
     let server = filled(true);
     let mut follower = Follower::new(&server);
@@ -306,13 +321,15 @@ fn a_quiet_watch_is_an_answer_after_a_while() {
 
 #[test]
 fn a_failure_at_the_start_does_not_end_streamed_lists() {
-    let server = filled(true);
-    server.mood("pods", Mood::Refuses(503));
-    let mut follower = Follower::new(&server);
-    follower.wait("a refusal", |follower| follower.errors("pods", "server") >= 1);
-    server.mood("pods", Mood::Well);
-    follower.until("the list", is(FIVE));
-    assert_eq!(server.asked(&["/pods?", "limit="]), 0, "no pages");
+    for code in [500, 503] {
+        let server = filled(true);
+        server.mood("pods", Mood::Refuses(code));
+        let mut follower = Follower::new(&server);
+        follower.wait("a refusal", |follower| follower.errors("pods", "server") >= 1);
+        server.mood("pods", Mood::Well);
+        follower.until("the list", is(FIVE));
+        assert_eq!(server.asked(&["/pods?", "limit="]), 0, "no pages");
+    }
 }
 
 #[test]

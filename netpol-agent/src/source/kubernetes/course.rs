@@ -14,7 +14,10 @@ use kube::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::object::{Kind, Raw};
+use super::{
+    health::Refusal,
+    object::{Kind, Raw},
+};
 
 /// Objects of a page.
 const PAGE: u32 = 500;
@@ -26,6 +29,10 @@ const LIST_END: &str = "k8s.io/initial-events-end";
 const PAGED: Duration = Duration::from_secs(3600);
 
 /// What a request has brought.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are events, and none is kept"
+)]
 pub(super) enum Step<K> {
     /// An object, or where a list begins and ends.
     Event(Event<Raw<K>>),
@@ -46,6 +53,8 @@ pub(super) enum Broken {
     List(Error),
     /// Of a watch; `listing` where it streamed a list.
     Watch { error: Error, listing: bool },
+    /// The server refused a watch.
+    Refused { status: Box<Status>, listing: bool },
     /// The server said it within a watch.
     Told { status: Box<Status>, listing: bool },
     /// An object or a list has no version to go on from.
@@ -59,12 +68,33 @@ impl Broken {
     /// says so by 400 or 422, or by 500 within the stream. Anything else may pass.
     pub(super) fn refuses_streamed_lists(&self) -> bool {
         match self {
-            Self::Watch {
-                error: Error::Api(status),
+            Self::Refused {
+                status,
                 listing: true,
             } => matches!(status.code, 400 | 422),
-            Self::Told { status, listing: true } => matches!(status.code, 400 | 422 | 500),
+            Self::Told {
+                status,
+                listing: true,
+            } => matches!(status.code, 400 | 422 | 500),
             _ => false,
+        }
+    }
+
+    /// The same, where the answer's head was that of a refusal: what is no `Status` was not meant as an event.
+    pub(super) fn or_refused(self, refusal: Option<Refusal>) -> Self {
+        let Some(Refusal { code, .. }) = refusal else {
+            return self;
+        };
+        match self {
+            Self::Watch {
+                error: Error::SerdeError(_),
+                listing,
+            }
+            | Self::Early { listing, .. } => Self::Refused {
+                status: Status::failure("no reason given", "").with_code(code).boxed(),
+                listing,
+            },
+            other => other,
         }
     }
 }
@@ -170,7 +200,12 @@ impl<K: Kind> Course<K> {
 
     /// The next object of a page, or the next page.
     async fn page(&mut self) -> Result<Step<K>, Broken> {
-        let State::Pages { token, version, items } = &mut self.state else {
+        let State::Pages {
+            token,
+            version,
+            items,
+        } = &mut self.state
+        else {
             return Err(Broken::NoVersion);
         };
         if let Some(item) = items.next() {
@@ -205,7 +240,10 @@ impl<K: Kind> Course<K> {
         }
         let from = version.as_deref().unwrap_or("0");
         let stream = self.api.watch(&params, from).await;
-        let stream = stream.map_err(|error| Broken::Watch { error, listing })?;
+        let stream = stream.map_err(|error| match error {
+            Error::Api(status) => Broken::Refused { status, listing },
+            error => Broken::Watch { error, listing },
+        })?;
         self.state = State::Open(Open {
             stream: stream.boxed(),
             version,
@@ -225,7 +263,9 @@ impl<K: Kind> Open<K> {
             return ended(self.since.elapsed(), self.asked, listing);
         };
         Ok(Step::Event(match next {
-            Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) if listing => Event::InitApply(object),
+            Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) if listing => {
+                Event::InitApply(object)
+            }
             Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
                 self.goes_on_from(&object)?;
                 Event::Apply(object)
@@ -249,7 +289,8 @@ impl<K: Kind> Open<K> {
             Ok(WatchEvent::Error(status)) => {
                 return Err(Broken::Told { status, listing });
             }
-            Err(Error::Api(status)) => return Err(Broken::Told { status, listing }),
+            // kube gives out what was answered instead of a stream as a part of it.
+            Err(Error::Api(status)) => return Err(Broken::Refused { status, listing }),
             Err(error) => return Err(Broken::Watch { error, listing }),
         }))
     }
@@ -281,7 +322,8 @@ mod tests {
             end.is_err()
         };
         assert_eq!(
-            [(0, false), (190, false), (196, false), (200, true)].map(|(lived, listing)| is_early(lived, listing)),
+            [(0, false), (190, false), (196, false), (200, true)]
+                .map(|(lived, listing)| is_early(lived, listing)),
             [true, true, false, true]
         );
     }
@@ -290,8 +332,8 @@ mod tests {
     fn only_what_says_so_means_that_no_lists_are_streamed() {
         let status = |code| Status::failure("m", "").with_code(code).boxed();
         let watch = |code, listing| {
-            let error = Error::Api(status(code));
-            Broken::Watch { error, listing }.refuses_streamed_lists()
+            let status = status(code);
+            Broken::Refused { status, listing }.refuses_streamed_lists()
         };
         let told = |code, listing| {
             let status = status(code);

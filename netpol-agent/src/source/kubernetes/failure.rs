@@ -1,5 +1,7 @@
 //! What a failed watch means, in words for people, in a word for the metrics, and for what to do next.
 
+use std::time::Duration;
+
 use kube::{Error, core::Status};
 
 use super::{course::Broken, store::Which};
@@ -16,6 +18,8 @@ pub(super) struct Failure {
     pub(super) text: String,
     /// The watch can not go on from where it was.
     pub(super) anew: bool,
+    /// A busy server wishes to be left alone for so long, by the body of its answer.
+    pub(super) wish: Option<Duration>,
 }
 
 impl Failure {
@@ -24,7 +28,9 @@ impl Failure {
         match broken {
             Broken::List(error) => Self::of_client(error, which, "list"),
             Broken::Watch { error, .. } => Self::of_client(error, which, "watch"),
-            Broken::Told { status, .. } => Self::of_status(status, which, "watch"),
+            Broken::Refused { status, .. } | Broken::Told { status, .. } => {
+                Self::of_status(status, which, "watch")
+            }
             Broken::NoVersion => Self::new(
                 "decode",
                 format!("watching {plural}: an object without resourceVersion"),
@@ -46,7 +52,12 @@ impl Failure {
     }
 
     fn new(kind: &'static str, text: String, anew: bool) -> Self {
-        Self { kind, text, anew }
+        Self {
+            kind,
+            text,
+            anew,
+            wish: None,
+        }
     }
 
     fn of_client(error: &Error, which: Which, verb: &str) -> Self {
@@ -75,6 +86,18 @@ impl Failure {
     }
 
     fn of_status(status: &Status, which: Which, verb: &str) -> Self {
+        let seconds = status
+            .details
+            .as_ref()
+            .map_or(0, |details| details.retry_after_seconds);
+        let wishes = is_busy(status.code) && seconds > 0;
+        Self {
+            wish: wishes.then(|| Duration::from_secs(seconds.into())),
+            ..Self::of_code(status, which, verb)
+        }
+    }
+
+    fn of_code(status: &Status, which: Which, verb: &str) -> Self {
         let (plural, message) = (which.plural(), &status.message);
         let group = match which {
             Which::Policies => "networking.k8s.io",
@@ -115,6 +138,11 @@ impl Failure {
     }
 }
 
+/// Whether an answer of this code may say when to come back.
+pub(super) fn is_busy(code: u16) -> bool {
+    matches!(code, 429 | 503)
+}
+
 /// Every cause once, the innermost last: `connection refused`.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut texts = vec![error.to_string()];
@@ -138,8 +166,8 @@ mod tests {
 
     fn api(code: u16, message: &str) -> Broken {
         let status = Status::failure(message, "").with_code(code).boxed();
-        Broken::Watch {
-            error: Error::Api(status),
+        Broken::Refused {
+            status,
             listing: false,
         }
     }

@@ -193,6 +193,8 @@ fn watch<K: Kind>(client: &Client, which: Which, health: &Health) -> impl Stream
                 Err(broken) => {
                     sound = None;
                     yield (which, hear, Heard::Broken);
+                    let refusal = health.take_refusal(which);
+                    let broken = broken.or_refused(refusal);
                     let failure = Failure::of(&broken, which);
                     if failure.anew {
                         course.begin_anew();
@@ -207,7 +209,10 @@ fn watch<K: Kind>(client: &Client, which: Which, health: &Health) -> impl Stream
                         // The server is there, and has said what to do.
                         pauses.reset();
                     }
-                    pauses.wait(&mut recoveries).await;
+                    match failure.wish.max(refusal.and_then(|refusal| refusal.wish)) {
+                        Some(wish) => pauses.wait_for_wish(wish).await,
+                        None => pauses.wait(&mut recoveries).await,
+                    }
                 }
             }
         }
