@@ -240,7 +240,8 @@ fn watches_that_close_lose_nothing() {
     let mut follower = Follower::new(&server);
     follower.until("the list", is(FIVE));
     server.mood("pods", Mood::Closes);
-    for round in 0..20 {
+    // Each end is followed by a longer pause.
+    for round in 0..3 {
         let name = format!("b{round:02}");
         server.put(
             "pods",
@@ -250,8 +251,85 @@ fn watches_that_close_lose_nothing() {
     }
     server.delete("pods", "prod/a3");
     follower.until("all of it", |snapshot| {
-        snapshot.pods.len() == 24 && !snapshot.pods.contains_key(&ObjectName::new("prod", "a3"))
+        snapshot.pods.len() == 7 && !snapshot.pods.contains_key(&ObjectName::new("prod", "a3"))
     });
+}
+
+#[test]
+fn a_streamed_list_that_is_cut_off_leaves_nothing_behind() {
+    let server = filled(true);
+    server.mood("pods", Mood::CutsLists);
+    let mut follower = Follower::new(&server);
+    follower.wait("half a list", |follower| {
+        follower.errors("pods", "connection") >= 1
+    });
+    assert!(!follower.watcher.health().status().watches["pods"].synced);
+    server.delete("pods", "prod/a1");
+    server.mood("pods", Mood::Well);
+    follower.until("the rest", is(&["a2", "a3", "a4", "a5"]));
+}
+
+#[test]
+fn a_server_that_ends_every_watch_at_once_is_asked_seldom() {
+    for streams in [true, false] {
+        let server = filled(streams);
+        let mut follower = Follower::new(&server);
+        follower.until("the list", is(FIVE));
+        server.mood("pods", Mood::ClosesAtOnce);
+        follower.wait("the first end", |follower| {
+            follower.errors("pods", "connection") >= 1
+        });
+        let before = server.asked(&["/pods?"]);
+        std::thread::sleep(Duration::from_secs(5));
+        let asked = server.asked(&["/pods?"]) - before;
+        // No pause is shorter than half a second.
+        assert!(asked <= 10, "{asked} requests in 5 s");
+        assert!(follower.watcher.health().status().stale_since().is_some());
+        server.put("pods", "prod/b", pod("b", "10.0.0.9"));
+        server.mood("pods", Mood::Well);
+        follower.until("what was missed", |snapshot| snapshot.pods.len() == 6);
+    }
+}
+
+#[test]
+fn a_busy_server_is_left_alone_for_as_long_as_it_wishes() {
+    for (mood, kind) in [(Mood::Rests(8), "throttled"), (Mood::RestsByBody(8), "server")] {
+        let server = filled(true);
+        server.mood("pods", mood);
+        let follower = Follower::new(&server);
+        follower.wait("a refusal", |follower| follower.errors("pods", kind) == 1);
+        std::thread::sleep(Duration::from_secs(7));
+        assert_eq!(server.asked(&["/pods?"]), 1, "{mood:?}");
+        follower.wait("another", |follower| follower.errors("pods", kind) == 2);
+    }
+}
+
+#[test]
+fn a_quiet_watch_is_an_answer_after_a_while() {
+    let server = filled(true);
+    let mut follower = Follower::new(&server);
+    follower.until("the list", is(FIVE));
+    server.mood("networkpolicies", Mood::ClosesAtOnce);
+    follower.wait("staleness", |follower| {
+        follower.watcher.health().status().stale_since().is_some()
+    });
+    server.mood("networkpolicies", Mood::Well);
+    follower.wait("the end of it", |follower| {
+        follower.watcher.health().status().stale_since().is_none()
+    });
+}
+
+#[test]
+fn a_failure_at_the_start_does_not_end_streamed_lists() {
+    for code in [500, 503] {
+        let server = filled(true);
+        server.mood("pods", Mood::Refuses(code));
+        let mut follower = Follower::new(&server);
+        follower.wait("a refusal", |follower| follower.errors("pods", "server") >= 1);
+        server.mood("pods", Mood::Well);
+        follower.until("the list", is(FIVE));
+        assert_eq!(server.asked(&["/pods?", "limit="]), 0, "no pages");
+    }
 }
 
 #[test]

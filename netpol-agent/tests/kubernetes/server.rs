@@ -28,8 +28,16 @@ pub(crate) enum Mood {
     Well,
     /// Answers this code to everything, and ends watches.
     Refuses(u16),
+    /// Answers 429, asks by a header for so many seconds of rest, and ends watches.
+    Rests(u16),
+    /// Answers 503, asks by the body for so many seconds of rest, and ends watches.
+    RestsByBody(u16),
     /// Ends every watch after a few events.
     Closes,
+    /// Answers every watch, and ends it at once.
+    ClosesAtOnce,
+    /// Ends every streamed list after its second object.
+    CutsLists,
     /// Sends a line that is no JSON in every watch, once.
     Babbles,
 }
@@ -175,6 +183,17 @@ async fn answer(store: Arc<Mutex<Store>>, request: Request<Incoming>) -> Result<
     if let Mood::Refuses(code) = mood {
         return Ok(whole(code, &failure(code, &format!("{plural}: not now"))));
     }
+    if let Mood::Rests(seconds) = mood {
+        let mut response = Response::new(Full::new(Bytes::from_static(b"Too many requests")).boxed());
+        *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+        response.headers_mut().insert("retry-after", seconds.into());
+        return Ok(response);
+    }
+    if let Mood::RestsByBody(seconds) = mood {
+        let mut status = failure(503, "not now");
+        status["details"] = json!({"retryAfterSeconds": seconds});
+        return Ok(whole(503, &status));
+    }
     if !query.contains_key("watch") {
         return Ok(whole(200, &list(&store.lock().unwrap(), &plural, &query)));
     }
@@ -223,7 +242,11 @@ fn watch(store: Arc<Mutex<Store>>, plural: String, mut from: u64, initial: bool)
                 let store = store.lock().unwrap();
                 (store.objects.get(&plural).cloned().unwrap_or_default(), store.version)
             };
-            for object in objects.values() {
+            let mood = store.lock().unwrap().moods.get(&plural).copied().unwrap_or_default();
+            for (at, object) in objects.values().enumerate() {
+                if mood == Mood::CutsLists && at == 2 {
+                    return;
+                }
                 yield line(&json!({"type": "ADDED", "object": object}));
             }
             yield line(&json!({"type": "BOOKMARK", "object": {"kind": "X", "apiVersion": "v1", "metadata": {
@@ -243,9 +266,9 @@ fn watch(store: Arc<Mutex<Store>>, plural: String, mut from: u64, initial: bool)
                 (events, mood, from < store.compacted)
             };
             match mood {
-                Mood::Refuses(_) => return,
+                Mood::Refuses(_) | Mood::ClosesAtOnce | Mood::Rests(_) | Mood::RestsByBody(_) => return,
                 Mood::Babbles => yield Ok(Frame::data(Bytes::from_static(b"{\"type\": \"MODIFIED\", \"object\": {{{\n"))),
-                Mood::Well | Mood::Closes => {}
+                Mood::Well | Mood::Closes | Mood::CutsLists => {}
             }
             if expired {
                 yield line(&json!({"type": "ERROR", "object": failure(410, "too old resource version")}));

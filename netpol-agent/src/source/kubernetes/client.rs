@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{Request, Response, header::RETRY_AFTER};
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt as _;
 use kube::{
@@ -17,7 +17,10 @@ use kube::{
 };
 use tower::{BoxError, Layer, Service};
 
-use super::health::Health;
+use super::{
+    failure::is_busy,
+    health::{Health, Refusal},
+};
 
 /// An answer, or the next piece of one, takes no longer: servers send bookmarks about once a minute.
 const READ_TIMEOUT: Duration = Duration::from_secs(100);
@@ -108,7 +111,27 @@ pub(super) fn client(config: Config, health: Health) -> Result<Client, AccessErr
     Ok(builder.with_layer(&Observe(health)).build())
 }
 
-/// Tells of every answer and of its bytes.
+/// What the head of an answer says; a server too busy to make a `Status` says nothing else.
+fn refusal<B>(answer: &Response<B>) -> Option<Refusal> {
+    let code = answer.status().as_u16();
+    let seconds = || {
+        answer
+            .headers()
+            .get(RETRY_AFTER)?
+            .to_str()
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    };
+    let wish = if is_busy(code) { seconds() } else { None };
+    (!answer.status().is_success()).then(|| Refusal {
+        code,
+        wish: wish.map(Duration::from_secs),
+    })
+}
+
+/// Tells of refusals, and of the bytes of every answer.
 #[derive(Clone, Debug)]
 struct Observe(Health);
 
@@ -158,9 +181,7 @@ where
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
-            if answer.status().is_success() {
-                health.answered(&plural);
-            }
+            health.replied(&plural, refusal(&answer));
             Ok(
                 answer.map(|body| -> Box<dyn HttpBody<Data = _, Error = _> + Send + Unpin> {
                     Box::new(body.map_frame(move |frame: Frame<bytes::Bytes>| {

@@ -1,12 +1,10 @@
 //! What a failed watch means, in words for people, in a word for the metrics, and for what to do next.
 
-use kube::{Error, core::Status, runtime::watcher};
+use std::time::Duration;
 
-use super::store::Which;
+use kube::{Error, core::Status};
 
-/// The server refuses, or fails by itself. Where it streams no lists (before Kubernetes 1.32; with etcd before 3.4.31 or 3.5.13; switched
-/// off), it answers a request for one so: 400, 422, or 500 within the stream.
-pub(super) const SERVER: &str = "server";
+use super::{course::Broken, store::Which};
 
 /// The server no longer knows the version from which a watch would go on.
 pub(super) const EXPIRED: &str = "expired";
@@ -20,26 +18,46 @@ pub(super) struct Failure {
     pub(super) text: String,
     /// The watch can not go on from where it was.
     pub(super) anew: bool,
+    /// A busy server wishes to be left alone for so long, by the body of its answer.
+    pub(super) wish: Option<Duration>,
 }
 
 impl Failure {
-    pub(super) fn of(error: &watcher::Error, which: Which) -> Self {
-        match error {
-            watcher::Error::InitialListFailed(error) => Self::of_client(error, which, "list"),
-            watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
-                Self::of_client(error, which, "watch")
+    pub(super) fn of(broken: &Broken, which: Which) -> Self {
+        let plural = which.plural();
+        match broken {
+            Broken::List(error) => Self::of_client(error, which, "list"),
+            Broken::Watch { error, .. } => Self::of_client(error, which, "watch"),
+            Broken::Refused { status, .. } | Broken::Told { status, .. } => {
+                Self::of_status(status, which, "watch")
             }
-            watcher::Error::WatchError(status) => Self::of_status(status, which, "watch"),
-            watcher::Error::NoResourceVersion => Self::new(
+            Broken::NoVersion => Self::new(
                 "decode",
-                format!("watching {}: an object without resourceVersion", which.plural()),
+                format!("watching {plural}: an object without resourceVersion"),
                 true,
             ),
+            Broken::Early { lived, listing } => {
+                let what = match listing {
+                    true => "list, which was not complete,",
+                    false => "watch",
+                };
+                let seconds = lived.as_secs();
+                Self::new(
+                    "connection",
+                    format!("the API server ended the {what} of {plural} too early, after {seconds} s"),
+                    false,
+                )
+            }
         }
     }
 
     fn new(kind: &'static str, text: String, anew: bool) -> Self {
-        Self { kind, text, anew }
+        Self {
+            kind,
+            text,
+            anew,
+            wish: None,
+        }
     }
 
     fn of_client(error: &Error, which: Which, verb: &str) -> Self {
@@ -68,6 +86,18 @@ impl Failure {
     }
 
     fn of_status(status: &Status, which: Which, verb: &str) -> Self {
+        let seconds = status
+            .details
+            .as_ref()
+            .map_or(0, |details| details.retry_after_seconds);
+        let wishes = is_busy(status.code) && seconds > 0;
+        Self {
+            wish: wishes.then(|| Duration::from_secs(seconds.into())),
+            ..Self::of_code(status, which, verb)
+        }
+    }
+
+    fn of_code(status: &Status, which: Which, verb: &str) -> Self {
         let (plural, message) = (which.plural(), &status.message);
         let group = match which {
             Which::Policies => "networking.k8s.io",
@@ -100,12 +130,17 @@ impl Failure {
                 false,
             ),
             code => Self::new(
-                SERVER,
+                "server",
                 format!("the API server answers {code} ({verb} {plural}): {message}"),
                 false,
             ),
         }
     }
+}
+
+/// Whether an answer of this code may say when to come back.
+pub(super) fn is_busy(code: u16) -> bool {
+    matches!(code, 429 | 503)
 }
 
 /// Every cause once, the innermost last: `connection refused`.
@@ -129,9 +164,12 @@ fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
-    fn api(code: u16, message: &str) -> watcher::Error {
+    fn api(code: u16, message: &str) -> Broken {
         let status = Status::failure(message, "").with_code(code).boxed();
-        watcher::Error::WatchStartFailed(Error::Api(status))
+        Broken::Refused {
+            status,
+            listing: false,
+        }
     }
 
     #[test]

@@ -63,11 +63,21 @@ impl Status {
     }
 }
 
+/// What the head of an answer says that is no success: kube gives a watch's answer out as lines, without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) code: u16,
+    /// For how long a busy server wishes to be left alone.
+    pub(super) wish: Option<Duration>,
+}
+
 #[derive(Debug)]
 struct Inner {
     status: Status,
     /// When the log last said that a watch fails, and for what kind of reason.
     said: BTreeMap<&'static str, (SystemTime, &'static str)>,
+    /// The last answer for each plural, where it was a refusal and until it is taken.
+    refusals: BTreeMap<String, Refusal>,
 }
 
 /// Shared between the watches, the HTTP client and whoever asks.
@@ -85,6 +95,7 @@ impl Health {
             inner: Arc::new(Mutex::new(Inner {
                 status: Status { watches },
                 said: BTreeMap::new(),
+                refusals: BTreeMap::new(),
             })),
             recovered: Arc::new(watch::Sender::new(())),
         }
@@ -112,7 +123,7 @@ impl Health {
         }
     }
 
-    /// The server has answered a request for `plural`.
+    /// The server has answered a request for `plural` with more than headers: what closes at once is no answer.
     pub(super) fn answered(&self, plural: &str) {
         let mut ended = None;
         self.on(plural, |watch| {
@@ -133,6 +144,21 @@ impl Health {
             watch.bytes += bytes as u64;
             watch.heard = Some(SystemTime::now());
         });
+    }
+
+    /// The server has answered a request for `plural`, perhaps with a refusal.
+    pub(super) fn replied(&self, plural: &str, refusal: Option<Refusal>) {
+        let mut inner = self.lock();
+        // What nobody watches is never taken.
+        match refusal.filter(|_| inner.status.watches.contains_key(plural)) {
+            Some(refusal) => drop(inner.refusals.insert(plural.to_owned(), refusal)),
+            None => drop(inner.refusals.remove(plural)),
+        }
+    }
+
+    /// How the server refused the last request, once.
+    pub(super) fn take_refusal(&self, which: Which) -> Option<Refusal> {
+        self.lock().refusals.remove(which.plural())
     }
 
     pub(super) fn count(&self, which: Which, event: &'static str) {

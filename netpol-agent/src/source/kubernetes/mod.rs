@@ -1,10 +1,11 @@
 //! The API server as a source: NetworkPolicies, Namespaces, Pods and Nodes, listed and watched.
 //!
-//! A thread of its own follows four watches of kube's [`watcher`]; what they say goes through the [`store`] and
+//! A thread of its own follows four watches, each a [`course`] of requests; what they say goes through the [`store`] and
 //! comes out as the same [`Change`]s that a directory of manifests gives. None of them is complete before all four kinds have been
 //! listed once; what the server can not tell later changes nothing.
 
 mod client;
+mod course;
 mod failure;
 pub mod health;
 mod object;
@@ -16,18 +17,16 @@ use std::{thread, time::Duration};
 use futures::{Stream, StreamExt as _, stream::select_all};
 use kube::{
     Api, Client,
-    runtime::{
-        utils::Backoff as _,
-        watcher::{self, watcher},
-    },
+    runtime::{utils::Backoff as _, watcher},
 };
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 pub use self::client::{Access, AccessError};
 use self::{
+    course::{Course, Step},
     failure::Failure,
     health::Health,
     object::{Kind, Namespaces, Nodes, Pods, Policies, Raw},
@@ -40,6 +39,10 @@ use super::{Change, parse::Node};
 const GATHER: Duration = Duration::from_millis(20);
 /// Strings that nobody uses any more are looked for so often.
 const PURGE: Duration = Duration::from_secs(60);
+/// A watch that has lived so long is answered, though nothing has come of it; failures before it are over.
+const SOUND: Duration = Duration::from_secs(5);
+/// A watch that has ended at its time is asked for again within so long: nodes that began together drift apart.
+const RESUME: Duration = Duration::from_secs(1);
 
 /// The changes of a cluster. The thread behind it ends when this is dropped.
 pub struct Watcher {
@@ -156,54 +159,63 @@ async fn follow(client: Client, health: Health, sender: mpsc::Sender<(Change, In
 
 /// What the watch of `K` says, for ever: after a failure it pauses and goes on where it was, if the server still knows.
 fn watch<K: Kind>(client: &Client, which: Which, health: &Health) -> impl Stream<Item = Hearing> + use<K> {
-    let api: Api<Raw<K>> = Api::all(client.clone());
+    let mut course = Course::<K>::new(Api::all(client.clone()));
     let health = health.clone();
     async_stream::stream! {
         let hear: fn(&mut Store, Which, Heard) = Store::hear::<K>;
-        let mut streaming = true;
         let (mut pauses, mut recoveries) = (Pauses::new(), health.recoveries());
+        // When the watch that is open will be sound.
+        let mut sound = None::<Instant>;
         loop {
-            // A life of kube's watcher: it resumes by itself, but not from what it can not read.
-            let mut events = watcher(api.clone(), config(streaming)).boxed();
-            let mut listed = false;
-            while let Some(event) = events.next().await {
-                let heard = match event {
-                    Ok(event) => heard(event, which, &health),
-                    Err(error) => {
-                        yield (which, hear, Heard::Broken);
-                        let failure = Failure::of(&error, which);
-                        if streaming && !listed && failure.kind == failure::SERVER {
-                            tracing::debug!(why = failure.text, "the API server streams no lists: paged lists");
-                            streaming = false;
-                            break;
-                        }
-                        health.failed(which, failure.kind, &failure.text);
-                        if failure.kind == failure::EXPIRED {
-                            // The server is there, and has said what to do.
-                            pauses.reset();
-                        }
-                        pauses.wait(&mut recoveries).await;
-                        if failure.anew {
-                            break;
-                        }
+            let step = tokio::select! {
+                biased;
+                step = course.step() => step,
+                () = async { sleep_until(sound.unwrap_or_else(Instant::now)).await }, if sound.is_some() => {
+                    sound = None;
+                    health.answered(which.plural());
+                    pauses.reset();
+                    continue;
+                }
+            };
+            match step {
+                Ok(Step::Opened) => sound = Some(Instant::now() + SOUND),
+                Ok(Step::Bookmark | Step::Page) => health.answered(which.plural()),
+                Ok(Step::Event(event)) => {
+                    if !matches!(event, watcher::Event::Init) {
+                        health.answered(which.plural());
+                    }
+                    yield (which, hear, heard(event, which, &health));
+                }
+                Ok(Step::Ended) => {
+                    sound = None;
+                    sleep(RESUME.mul_f64(fastrand::f64())).await;
+                }
+                Err(broken) => {
+                    sound = None;
+                    yield (which, hear, Heard::Broken);
+                    let refusal = health.take_refusal(which);
+                    let broken = broken.or_refused(refusal);
+                    let failure = Failure::of(&broken, which);
+                    if failure.anew {
+                        course.begin_anew();
+                    }
+                    if broken.refuses_streamed_lists() {
+                        tracing::debug!(why = failure.text, "the API server streams no lists: paged lists");
+                        course.lists.refused();
                         continue;
                     }
-                };
-                pauses.reset();
-                listed |= matches!(heard, Heard::InitDone);
-                yield (which, hear, heard);
+                    health.failed(which, failure.kind, &failure.text);
+                    if failure.kind == failure::EXPIRED {
+                        // The server is there, and has said what to do.
+                        pauses.reset();
+                    }
+                    match failure.wish.max(refusal.and_then(|refusal| refusal.wish)) {
+                        Some(wish) => pauses.wait_for_wish(wish).await,
+                        None => pauses.wait(&mut recoveries).await,
+                    }
+                }
             }
         }
-    }
-}
-
-fn config(streaming: bool) -> watcher::Config {
-    // A server ends every watch after that time; nodes that began together must not all come back together.
-    let config = watcher::Config::default().timeout(fastrand::u32(180..290));
-    if streaming {
-        config.streaming_lists()
-    } else {
-        config
     }
 }
 

@@ -104,7 +104,7 @@ kinds! {
 /// An object of kind `K`.
 #[derive(Clone, Debug)]
 pub(super) struct Raw<K> {
-    /// What kube's watcher asks for: name, namespace, resource version.
+    /// What kube asks for: name, namespace, resource version.
     meta: ObjectMeta,
     /// What is kept of it.
     pub(super) node: Node,

@@ -10,6 +10,8 @@ const RANGE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// The first pause is drawn from the least to this: when an API server comes back, thousands of nodes have lost their
 /// watches in the same instant.
 const FIRST: Duration = Duration::from_secs(3);
+/// A server's wish counts up to this: a mistake in it must not blind the node for hours.
+const WISH: Duration = Duration::from_secs(300);
 
 /// Each pause is drawn between the least and three times the one before, so that nodes that failed together drift apart.
 #[derive(Debug)]
@@ -25,6 +27,18 @@ impl Pauses {
 
     fn with(random: fastrand::Rng) -> Self {
         Self { last: None, random }
+    }
+
+    /// Waits as long as the server wishes, or a pause where that is longer. Another watch's answer shortens no wish.
+    pub(super) async fn wait_for_wish(&mut self, wish: Duration) {
+        let pause = self.after(wish);
+        sleep(pause).await;
+    }
+
+    /// Nodes that were told the same come back apart, and none early.
+    fn after(&mut self, wish: Duration) -> Duration {
+        let pause = self.next().unwrap_or(FIRST);
+        pause.max(wish.min(WISH) + FIRST.mul_f64(self.random.f64()))
     }
 
     /// Waits. When the server answers another watch meanwhile it is there again, and the wait begins anew with a short one.
@@ -102,6 +116,20 @@ mod tests {
                 "{took:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_wish_is_the_least_and_keeps_nodes_apart() {
+        let wish = Duration::from_secs(40);
+        let after = |seed| Pauses::with(fastrand::Rng::with_seed(seed)).after(wish);
+        let all: Vec<Duration> = (0..50).map(after).collect();
+        assert!(
+            all.iter().all(|pause| (wish..=wish + FIRST).contains(pause)),
+            "{all:?}"
+        );
+        assert!(all.iter().max() > all.iter().min().map(|least| *least + FIRST / 2).as_ref());
+        let long = Pauses::with(fastrand::Rng::with_seed(1)).after(WISH * 100);
+        assert!(long <= WISH + FIRST, "{long:?}");
     }
 
     #[test]

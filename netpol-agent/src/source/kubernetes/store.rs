@@ -52,7 +52,7 @@ impl Which {
     }
 }
 
-/// What kube's watcher says, for any kind.
+/// What a watch says, for any kind.
 #[derive(Debug)]
 pub(super) enum Heard {
     /// A list begins.
