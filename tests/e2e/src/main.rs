@@ -12,6 +12,7 @@ mod local;
 mod objects;
 mod run;
 mod stop;
+mod witness;
 
 use std::{path::PathBuf, process::ExitCode};
 

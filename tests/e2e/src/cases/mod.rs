@@ -1,5 +1,6 @@
 //! The cases. Each makes namespaces of its own, which are deleted when it ends.
 
+mod birth;
 mod examples;
 mod kill;
 mod life;
@@ -7,6 +8,7 @@ mod metrics;
 mod nodes;
 mod outage;
 mod reboot;
+mod scene;
 mod services;
 mod uninstall;
 mod waves;
@@ -67,6 +69,7 @@ pub(crate) fn all() -> Vec<Case> {
     all.extend(nodes::cases());
     all.extend(life::cases());
     all.extend(waves::cases());
+    all.extend(birth::cases());
     all.extend(kill::cases());
     all.extend(outage::cases());
     all.extend(reboot::cases());
