@@ -3,6 +3,7 @@
 //! It deploys the real image by the real manifest; real pods ask, listen and count. What a cluster can't answer is
 //! listed as skipped, with its reason. docs/e2e.md says more.
 
+mod agent;
 mod asks;
 mod cases;
 mod cluster;
