@@ -1,6 +1,7 @@
 //! The cases. Each makes namespaces of its own, which are deleted when it ends.
 
 mod birth;
+mod entrances;
 mod examples;
 mod kill;
 mod life;
@@ -67,6 +68,7 @@ pub(crate) fn all() -> Vec<Case> {
     all.extend(examples::cases());
     all.extend(services::cases());
     all.extend(nodes::cases());
+    all.extend(entrances::cases());
     all.extend(life::cases());
     all.extend(waves::cases());
     all.extend(birth::cases());
