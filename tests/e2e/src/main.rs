@@ -50,6 +50,10 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     probe_binary: Option<PathBuf>,
 
+    /// Helm, for the case that installs by the chart.
+    #[arg(long, value_name = "FILE")]
+    helm: Option<PathBuf>,
+
     /// The directory of manifests and examples.
     #[arg(long, value_name = "DIR", default_value = "deploy")]
     deploy: PathBuf,
@@ -89,6 +93,10 @@ fn prepare(args: &Args) -> Result<Cluster> {
         args.agent_image.clone(),
         args.deploy.clone(),
     )?;
+    cluster.helm = args.helm.as_ref().map(|program| Kubectl {
+        program: program.clone(),
+        kubeconfig: cluster.kubectl.kubeconfig.clone(),
+    });
     cluster.local = local;
     cluster.probe = args.probe_binary.as_ref().map(std::path::absolute).transpose()?;
     cluster.whole = args.whole;

@@ -25,6 +25,8 @@ pub(crate) struct Needs {
     pub(crate) nodes: usize,
     /// A cluster of `cargo xtask cluster`.
     pub(crate) local: bool,
+    /// Helm.
+    pub(crate) helm: bool,
     /// Both families.
     pub(crate) dual_stack: bool,
 }
@@ -43,10 +45,12 @@ pub(crate) struct Case {
 const ANY: Needs = Needs {
     nodes: 1,
     local: false,
+    helm: false,
     dual_stack: false,
 };
 const TWO: Needs = Needs { nodes: 2, ..ANY };
 const LOCAL: Needs = Needs { local: true, ..TWO };
+const HELM: Needs = Needs { helm: true, ..TWO };
 
 fn case(
     name: &'static str,
