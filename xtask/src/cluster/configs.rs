@@ -8,6 +8,9 @@ use super::{
     image::PAUSE,
 };
 
+/// Manifests of pods that kubelet runs by itself. Not the usual place: nodes have a copy of this machine's `/etc`.
+pub(super) const STATIC_PODS: &str = "/etc/netpol-static-pods";
+
 /// kubelet's. Block YAML: what begins with a brace it reads as JSON.
 pub(super) fn kubelet(pki: &Path, node: &str, cgroup: &str) -> String {
     let pki = pki.display();
@@ -46,6 +49,7 @@ maxPods: 250
 registryPullQPS: 0
 serializeImagePulls: false
 podLogsDir: /var/log/pods
+staticPodPath: {STATIC_PODS}
 crashLoopBackOff:
   maxContainerRestartPeriod: 1s
 nodeStatusUpdateFrequency: 2s

@@ -11,6 +11,7 @@ mod outage;
 mod reboot;
 mod scene;
 mod services;
+mod static_pod;
 mod uninstall;
 mod waves;
 
@@ -74,6 +75,7 @@ pub(crate) fn all() -> Vec<Case> {
     all.extend(nodes::cases());
     all.extend(entrances::cases());
     all.extend(life::cases());
+    all.extend(static_pod::cases());
     all.extend(waves::cases());
     all.extend(birth::cases());
     all.extend(kill::cases());
