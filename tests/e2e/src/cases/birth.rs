@@ -64,8 +64,12 @@ fn birth(cluster: &Cluster, name: &str) -> Result<String> {
         .try_for_each(|round| tally.add(&wave(cluster, local, ns, round)?, &hammers, &here.name));
     quick_neighbours(local, cluster, "1000")?;
     done?;
-    let guarded = metrics::read(cluster)?.since(&before, "netpol_pod_guarded_seconds")?;
-    let times = format!("veth announced to guarded: {guarded}");
+    let guarded = metrics::read(cluster)?.since(&before, "netpol_pod_guarded_seconds");
+    let times = match guarded {
+        Ok(guarded) => format!("veth announced to guarded: {guarded}"),
+        // What arrived is worse news.
+        Err(error) => error.to_string(),
+    };
     tally
         .judge()
         .map(|note| format!("{note}; {times}"))
