@@ -279,7 +279,8 @@ impl Tally {
             "{} of {} pods received what is denied:\n  {}",
             self.faults.len(),
             self.denied,
-            self.faults.join("\n  ")
+            // The rest says the same.
+            self.faults[..self.faults.len().min(10)].join("\n  ")
         );
         ensure!(
             self.denied > 0 && self.reached * 2 > self.open,
