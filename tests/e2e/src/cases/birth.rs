@@ -22,9 +22,9 @@ use crate::{
 /// What the new pods listen on and nobody else does.
 const PORT: u16 = 8181;
 /// Pods that a node starts at a time.
-const WAVE: usize = 3;
+const WAVE: usize = 6;
 /// Addresses after the last one given away: those of a wave and some more, as other pods come, too.
-const AHEAD: u32 = 6;
+const AHEAD: u32 = 9;
 
 /// The case.
 pub(super) fn cases() -> Vec<Case> {
@@ -60,7 +60,7 @@ fn birth(cluster: &Cluster, name: &str) -> Result<String> {
     let mut tally = Tally::default();
     let before = metrics::read(cluster)?;
     quick_neighbours(local, cluster, "50")?;
-    let done = (0..if cluster.whole { 50 } else { 8 })
+    let done = (0..if cluster.whole { 50 } else { 6 })
         .try_for_each(|round| tally.add(&wave(cluster, local, ns, round)?, &hammers, &here.name));
     quick_neighbours(local, cluster, "1000")?;
     done?;
