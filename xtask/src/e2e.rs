@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::{
-    build, image,
+    build, deploy, image,
     ui::{root, run_quietly, say, seconds},
 };
 
@@ -142,13 +142,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.kind {
         let mut script = Command::new(root().join("tests/e2e/kind.sh"));
         script.args([&built.agent, &built.probe_archive]).arg("--");
-        return end(script.arg(&built.tests).args(options(args)));
+        return end(script.arg(&built.tests).args(options(args)?));
     }
     if let Some(file) = &args.kubeconfig {
         return end(Command::new(&built.tests)
             .arg("--kubeconfig")
             .arg(file)
-            .args(options(args)));
+            .args(options(args)?));
     }
     let chosen = kind(&args.proxy, &args.cni, &args.flannel, !args.single_stack);
     let kinds = if args.all { KINDS.to_vec() } else { vec![chosen] };
@@ -198,7 +198,7 @@ fn cluster_name(at: usize) -> String {
 }
 
 /// What is passed on to the tests.
-fn options(args: &Args) -> Vec<String> {
+fn options(args: &Args) -> Result<Vec<String>> {
     let mut words = vec!["--deploy".to_owned(), root().join("deploy").display().to_string()];
     for (name, set) in [
         ("--whole", args.whole || args.all),
@@ -209,7 +209,10 @@ fn options(args: &Args) -> Vec<String> {
     if !args.filter.is_empty() {
         words.extend(["--filter".to_owned(), args.filter.join(",")]);
     }
-    words
+    if let Some(helm) = deploy::helm()? {
+        words.extend(["--helm".to_owned(), helm.display().to_string()]);
+    }
+    Ok(words)
 }
 
 fn on_local(args: &Args, built: &Built, kind: &Kind<'_>, name: &str) -> Result<ExitCode> {
@@ -243,7 +246,7 @@ fn tests_on(args: &Args, built: &Built, name: &str) -> Result<ExitCode> {
     }
     let mut tests = Command::new(&built.tests);
     tests.args(["--local", name, "--probe-binary"]).arg(&built.probe);
-    end(tests.args(options(args)))
+    end(tests.args(options(args)?))
 }
 
 /// `cargo xtask cluster WORDS --name NAME`

@@ -38,6 +38,8 @@ pub(crate) struct Cluster {
     pub(crate) deploy: PathBuf,
     /// The probe as a program of this machine, static.
     pub(crate) probe: Option<PathBuf>,
+    /// The same for Helm; its chart is in `deploy`.
+    pub(crate) helm: Option<Kubectl>,
     /// Powers over a cluster on this machine.
     pub(crate) local: Option<Local>,
     /// As long as promised, not as long as a check of every commit may take.
@@ -72,6 +74,7 @@ impl Cluster {
             agent_image,
             deploy,
             probe: None,
+            helm: None,
             local: None,
             whole: false,
             outside: OnceLock::new(),

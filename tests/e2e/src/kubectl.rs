@@ -2,6 +2,7 @@
 
 use std::{
     io::Write as _,
+    net::IpAddr,
     path::PathBuf,
     process::{Command, Stdio},
     thread,
@@ -66,10 +67,13 @@ impl Kubectl {
             // Who does not read its input says why by its status.
             let _ = stdin.write_all(input.as_bytes());
         }
-        let done = child.wait_with_output().context("waiting for kubectl")?;
+        let done = child
+            .wait_with_output()
+            .with_context(|| format!("waiting for {}", self.program.display()))?;
         if !done.status.success() {
             bail!(
-                "kubectl {} failed ({}): {}",
+                "{} {} failed ({}): {}",
+                self.program.file_name().unwrap_or_default().display(),
                 args.join(" "),
                 done.status,
                 String::from_utf8_lossy(&done.stderr).trim()
@@ -153,6 +157,25 @@ impl Kubectl {
     /// As [`Self::run`].
     pub(crate) fn log(&self, namespace: &str, pod: &str, lines: u32) -> Result<String> {
         self.run(&["logs", "-n", namespace, pod, &format!("--tail={lines}")])
+    }
+
+    /// Gives a Service a load balancer's addresses, as a cloud's controller would.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(crate) fn balance(&self, namespace: &str, service: &str, addresses: &[IpAddr]) -> Result<()> {
+        let ingress: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+        let status = json!({"status": {"loadBalancer": {"ingress": ingress}}}).to_string();
+        let words = [
+            "patch",
+            "service",
+            service,
+            "-n",
+            namespace,
+            "--subresource=status",
+        ];
+        self.run(&[&words[..], &["--type=merge", "-p", &status]].concat())
+            .map(drop)
     }
 
     /// Waits until every pod of the namespace is ready, or has ended well.

@@ -392,6 +392,22 @@ impl Outside {
         Ok(())
     }
 
+    /// Gives it a way to an address that a node has to serve, as a router that announces a load balancer's address.
+    ///
+    /// # Errors
+    /// There is no such node, or it has no address of the family.
+    pub(crate) fn route(&self, address: IpAddr, node: &str) -> Result<()> {
+        let record = self.local.record(node)?;
+        let (length, via) = match (address, record.address6) {
+            (IpAddr::V4(_), _) => (32, record.address.to_string()),
+            (IpAddr::V6(_), Some(six)) => (128, six.to_string()),
+            (IpAddr::V6(_), None) => bail!("node {node} has no IPv6 address"),
+        };
+        let to = format!("{address}/{length}");
+        self.inside(&["ip", "route", "replace", &to, "via", &via])
+            .map(drop)
+    }
+
     /// Runs the probe there.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! It deploys the real image by the real manifest; real pods ask, listen and count. What a cluster can't answer is
 //! listed as skipped, with its reason. docs/e2e.md says more.
 
+mod agent;
 mod asks;
 mod cases;
 mod cluster;
@@ -12,6 +13,7 @@ mod local;
 mod objects;
 mod run;
 mod stop;
+mod witness;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -47,6 +49,10 @@ struct Args {
     /// The probe as a static program of this machine, for what comes from outside of a local cluster.
     #[arg(long, value_name = "FILE")]
     probe_binary: Option<PathBuf>,
+
+    /// Helm, for the case that installs by the chart.
+    #[arg(long, value_name = "FILE")]
+    helm: Option<PathBuf>,
 
     /// The directory of manifests and examples.
     #[arg(long, value_name = "DIR", default_value = "deploy")]
@@ -87,6 +93,10 @@ fn prepare(args: &Args) -> Result<Cluster> {
         args.agent_image.clone(),
         args.deploy.clone(),
     )?;
+    cluster.helm = args.helm.as_ref().map(|program| Kubectl {
+        program: program.clone(),
+        kubeconfig: cluster.kubectl.kubeconfig.clone(),
+    });
     cluster.local = local;
     cluster.probe = args.probe_binary.as_ref().map(std::path::absolute).transpose()?;
     cluster.whole = args.whole;

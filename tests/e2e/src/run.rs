@@ -41,6 +41,11 @@ fn lack(cluster: &Cluster, needs: &Needs) -> Result<Option<String>> {
             "needs powers over nodes or the API server that only a local cluster gives".into(),
         ));
     }
+    if needs.helm && cluster.helm.is_none() {
+        return Ok(Some(
+            "needs Helm: `cargo xtask deploy-check` builds it, --helm names another".into(),
+        ));
+    }
     if needs.dual_stack && !cluster.is_dual_stack()? {
         return Ok(Some("needs pods with IPv6 addresses".into()));
     }

@@ -4,10 +4,13 @@
 //! `connect:ADDRESS:PORT` for a TCP server that says nothing by itself.
 
 mod ask;
+mod attached;
+mod born;
 mod count;
 mod first;
 mod kill;
 mod serve;
+mod syn;
 mod target;
 mod text;
 
@@ -16,12 +19,15 @@ use std::process::ExitCode;
 use target::Target;
 
 const USAGE: &str = "\
-netpol-probe serve [--name NAME] [--tcp PORT,..] [--udp PORT,..]
+netpol-probe serve [--name NAME] [--tcp PORT,..] [--udp PORT,..] [--syns on]
 netpol-probe ask   [--from ADDRESS] [--timeout-ms N] TARGET..
 netpol-probe count [--allow TARGET].. [--deny TARGET]..
 netpol-probe first [--allow TARGET].. [--deny TARGET].. [--hold-ms N]
+netpol-probe born  [--tcp PORT,..] [--udp PORT,..] [--hold-ms N]
+netpol-probe hammer [--seconds N] TARGET..
 netpol-probe kill  --name COMMAND [--every-ms N] [--seconds N]
-netpol-probe look  PATH..";
+netpol-probe look  PATH..
+netpol-probe attached";
 
 /// What follows the sub-command: options with values, and the rest.
 #[derive(Debug, Default)]
@@ -67,6 +73,10 @@ impl Words {
     fn targets(&self, name: &str) -> Result<Vec<Target>, String> {
         self.all(name).map(str::parse).collect()
     }
+
+    fn rest_targets(&self) -> Result<Vec<Target>, String> {
+        self.rest.iter().map(|word| word.parse()).collect()
+    }
 }
 
 fn run() -> Result<bool, String> {
@@ -79,13 +89,13 @@ fn run() -> Result<bool, String> {
             let name = name
                 .or_else(|| std::env::var("HOSTNAME").ok())
                 .unwrap_or_default();
-            serve::run(&name, &words.ports("tcp")?, &words.ports("udp")?)
+            let syns = words.all("syns").last().is_some();
+            serve::run(&name, &words.ports("tcp")?, &words.ports("udp")?, syns)
         }
         "ask" => {
             let from = words.all("from").last().map(str::parse).transpose();
             let from = from.map_err(|error| format!("--from: {error}"))?;
-            let targets: Result<Vec<Target>, String> = words.rest.iter().map(|word| word.parse()).collect();
-            ask::run(from, words.number("timeout-ms", 800)?, &targets?)
+            ask::run(from, words.number("timeout-ms", 800)?, &words.rest_targets()?)
         }
         "count" => count::run(&words.targets("allow")?, &words.targets("deny")?),
         "first" => first::run(
@@ -93,6 +103,12 @@ fn run() -> Result<bool, String> {
             &words.targets("deny")?,
             words.number("hold-ms", 1000)?,
         ),
+        "born" => born::run(
+            &words.ports("tcp")?,
+            &words.ports("udp")?,
+            words.number("hold-ms", 1000)?,
+        ),
+        "hammer" => born::hammer(words.number("seconds", 5)?, &words.rest_targets()?),
         "kill" => {
             let name = words.all("name").last().ok_or("kill needs --name")?;
             kill::run(
@@ -101,6 +117,7 @@ fn run() -> Result<bool, String> {
                 words.number("seconds", 60)?,
             )
         }
+        "attached" => attached::run(),
         "look" => kill::look(&words.rest),
         _ => Err(USAGE.to_owned()),
     }

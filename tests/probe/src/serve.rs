@@ -9,10 +9,16 @@ use std::{
     time::Duration,
 };
 
-use crate::text::{print, quote};
+use crate::{
+    syn,
+    text::{print, quote},
+};
 
-/// What arrived: `tcp/80 from 10.0.0.1`, and how often.
-type Arrivals = Arc<Mutex<BTreeMap<(&'static str, u16, IpAddr), u64>>>;
+/// What arrived: `tcp/80 from 10.0.0.1`, and how often. `syn` counts SYNs, `tcp` what was accepted.
+pub(crate) type Arrivals = Arc<Mutex<BTreeMap<(&'static str, u16, IpAddr), u64>>>;
+
+/// Between two looks at what arrived.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Both families; IPv4 alone where the pod has no other.
 fn wildcards() -> [IpAddr; 2] {
@@ -20,8 +26,42 @@ fn wildcards() -> [IpAddr; 2] {
 }
 
 /// Listens until it is killed.
-pub(crate) fn run(name: &str, tcp: &[u16], udp: &[u16]) -> Result<bool, String> {
+pub(crate) fn run(name: &str, tcp: &[u16], udp: &[u16], syns: bool) -> Result<bool, String> {
     let arrivals = Arrivals::default();
+    listen(name, tcp, udp, syns, &arrivals)?;
+    print(&format!("{{\"serves\":{}}}", quote(name)));
+    let mut shown = arrived(&arrivals);
+    loop {
+        thread::sleep(LOOK);
+        let now = arrived(&arrivals);
+        if now != shown {
+            print(&format!("{{\"arrived\":{now}}}"));
+            shown = now;
+        }
+    }
+}
+
+/// Begins to listen; `syns`: also for SYNs, which needs `CAP_NET_RAW`.
+pub(crate) fn listen(
+    name: &str,
+    tcp: &[u16],
+    udp: &[u16],
+    syns: bool,
+    arrivals: &Arrivals,
+) -> Result<(), String> {
+    if syns {
+        let all = syn::segments().map_err(|error| format!("SYNs can't be seen: {error}"))?;
+        for segments in all {
+            let (ports, arrivals) = (tcp.to_vec(), arrivals.clone());
+            spawn(move || {
+                while let Ok((port, from)) = segments.next() {
+                    if ports.contains(&port) {
+                        count(&arrivals, "syn", port, from);
+                    }
+                }
+            });
+        }
+    }
     for port in tcp.iter().copied() {
         let listener = wildcards()
             .into_iter()
@@ -38,22 +78,16 @@ pub(crate) fn run(name: &str, tcp: &[u16], udp: &[u16]) -> Result<bool, String> 
         let (name, arrivals) = (name.to_owned(), arrivals.clone());
         spawn(move || answer(&name, port, &socket, &arrivals));
     }
-    print(&format!("{{\"serves\":{}}}", quote(name)));
-    let mut shown = BTreeMap::new();
-    loop {
-        thread::sleep(Duration::from_secs(1));
-        let now = arrivals.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if now != shown {
-            let counts = now.iter().map(|((protocol, port, peer), count)| {
-                format!("{}:{count}", quote(&format!("{protocol}/{port} from {peer}")))
-            });
-            print(&format!(
-                "{{\"arrived\":{{{}}}}}",
-                counts.collect::<Vec<_>>().join(",")
-            ));
-            shown = now;
-        }
-    }
+    Ok(())
+}
+
+/// What arrived so far, as a JSON object.
+pub(crate) fn arrived(arrivals: &Arrivals) -> String {
+    let now = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+    let counts = now.iter().map(|((protocol, port, peer), count)| {
+        format!("{}:{count}", quote(&format!("{protocol}/{port} from {peer}")))
+    });
+    format!("{{{}}}", counts.collect::<Vec<_>>().join(","))
 }
 
 /// Small stacks: there may be hundreds.
@@ -62,11 +96,9 @@ pub(crate) fn spawn(work: impl FnOnce() + Send + 'static) {
     let _ = thread::Builder::new().stack_size(64 << 10).spawn(work);
 }
 
-fn count(arrivals: &Arrivals, protocol: &'static str, port: u16, peer: SocketAddr) {
+fn count(arrivals: &Arrivals, protocol: &'static str, port: u16, peer: IpAddr) {
     let mut arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
-    *arrivals
-        .entry((protocol, port, peer.ip().to_canonical()))
-        .or_default() += 1;
+    *arrivals.entry((protocol, port, peer.to_canonical())).or_default() += 1;
 }
 
 fn greeting(name: &str, peer: SocketAddr) -> String {
@@ -76,7 +108,7 @@ fn greeting(name: &str, peer: SocketAddr) -> String {
 fn accept(name: &str, port: u16, listener: &TcpListener, arrivals: &Arrivals) {
     for stream in listener.incoming().flatten() {
         let Ok(peer) = stream.peer_addr() else { continue };
-        count(arrivals, "tcp", port, peer);
+        count(arrivals, "tcp", port, peer.ip());
         let greeting = greeting(name, peer);
         spawn(move || echo(stream, &greeting));
     }
@@ -103,7 +135,7 @@ fn answer(name: &str, port: u16, socket: &UdpSocket, arrivals: &Arrivals) {
         let Ok((length, peer)) = socket.recv_from(&mut buffer) else {
             continue;
         };
-        count(arrivals, "udp", port, peer);
+        count(arrivals, "udp", port, peer.ip());
         // What is numbered comes back as it came; a question gets the name.
         let reply = match &buffer[..length] {
             b"?" => greeting(name, peer).into_bytes(),

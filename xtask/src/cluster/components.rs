@@ -208,15 +208,41 @@ fn debian(to: &Path) -> Result<()> {
         );
         return Err(preflight::Missing(vec![missing]).into());
     }
+    let mut versions = Vec::new();
     for entry in fs::read_dir(to).with_context(|| format!("reading {}", to.display()))? {
         let file = entry?.path();
         if file.extension().is_some_and(|extension| extension == "deb") {
             call(Command::new("dpkg").arg("-x").args([&file, to]))?;
             fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
+            versions.extend(file.file_stem().and_then(|stem| version(stem.to_str()?)));
         }
     }
-    say("Debian packages", &format!("unpacked {}", packages.join(" ")));
+    versions.sort();
+    let versions = versions.join(", ");
+    let stamp = to.join(VERSIONS);
+    fs::write(&stamp, &versions).with_context(|| format!("writing {}", stamp.display()))?;
+    say("Debian packages", &format!("unpacked {versions}"));
     Ok(())
+}
+
+/// Which versions apt delivered: `debian.txt` names none.
+const VERSIONS: &str = "versions";
+
+/// `runc 1.1.5+ds1-1` of `runc_1.1.5%2bds1-1_amd64`
+fn version(stem: &str) -> Option<String> {
+    let mut parts = stem.split('_');
+    let (name, version) = (parts.next()?, parts.next()?);
+    Some(format!(
+        "{name} {}",
+        version.replace("%3a", ":").replace("%2b", "+")
+    ))
+}
+
+/// The versions of Debian's packages in a directory of components.
+pub(super) fn debian_versions(components: &Path) -> String {
+    // Not there where the components were built before versions were written down.
+    let known = fs::read_to_string(components.join("debian").join(VERSIONS));
+    known.unwrap_or_else(|_| "not written down when they were unpacked".to_owned())
 }
 
 #[cfg(test)]
@@ -252,6 +278,14 @@ mod tests {
                 .ldflags
                 .ends_with(&format!("gitMinor={}", number(pinned)[1]))
         );
+    }
+
+    #[test]
+    fn a_package_has_the_version_of_its_file() {
+        let read = |stem| version(stem).expect("a version");
+        assert_eq!(read("runc_1.1.5+ds1-1+deb12u1_amd64"), "runc 1.1.5+ds1-1+deb12u1");
+        assert_eq!(read("ipset_1%3a7.17-1_arm64"), "ipset 1:7.17-1");
+        assert_eq!(version("runc"), None);
     }
 
     #[test]

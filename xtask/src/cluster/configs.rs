@@ -8,11 +8,15 @@ use super::{
     image::PAUSE,
 };
 
+/// Manifests of pods that kubelet runs by itself. Not the usual place: nodes have a copy of this machine's `/etc`.
+pub(super) const STATIC_PODS: &str = "/etc/netpol-static-pods";
+
 /// kubelet's. Block YAML: what begins with a brace it reads as JSON.
 pub(super) fn kubelet(pki: &Path, node: &str, cgroup: &str) -> String {
     let pki = pki.display();
     // failCgroupV1, cgroupRoot, enforceNodeAllocatable: this machine may have cgroups of version 1, and the nodes share them.
     // evictionHard: the machine's disk may be fuller than kubelet likes; it is not the nodes' to clean.
+    // crashLoopBackOff: a test that kills agents every second would kill nobody for five minutes.
     // localStorageCapacityIsolation: needs the root file system's figures, which a namespace can't give.
     format!(
         "apiVersion: kubelet.config.k8s.io/v1beta1
@@ -45,6 +49,9 @@ maxPods: 250
 registryPullQPS: 0
 serializeImagePulls: false
 podLogsDir: /var/log/pods
+staticPodPath: {STATIC_PODS}
+crashLoopBackOff:
+  maxContainerRestartPeriod: 1s
 nodeStatusUpdateFrequency: 2s
 "
     )

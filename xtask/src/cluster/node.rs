@@ -158,6 +158,9 @@ impl<'a> Node<'a> {
         cgroups::create(&self.record.name, &name)?;
         let cgroup = cgroups::of_node(&self.record.name, &name);
         write(&config, configs::kubelet(&pki.dir, &name, &cgroup))?;
+        // kubelet watches it only where it is there.
+        let manifests = self.home.join(configs::STATIC_PODS.trim_start_matches('/'));
+        fs::create_dir_all(&manifests).with_context(|| format!("creating {}", manifests.display()))?;
         let mut kubelet = self.inside("kubelet");
         kubelet
             .args(["--v=2", "--root-dir=/var/lib/kubelet"])

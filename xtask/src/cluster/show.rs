@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::{
-    control,
+    components, control,
     daemon::environment,
     hold, init,
     node::import_arguments,
@@ -82,6 +82,7 @@ pub(super) fn status(name: &str) -> Result<ExitCode> {
     println!("api server  {}", control::server(&record.network));
     println!("this host   {} on {}", record.network.v4(1), record.network.link);
     println!("components  {}", record.components.display());
+    println!("debian      {}", components::debian_versions(&record.components));
     println!("logs        {}", dir(name).join("logs").display());
     println!(
         "processes   supervisor {}, init {}",

@@ -18,6 +18,14 @@ use crate::ui::{root, say};
 #[derive(clap::Args)]
 pub(crate) struct Args {}
 
+/// Helm, where a check has built it.
+///
+/// # Errors
+/// The manifest of its modules can't be read.
+pub(crate) fn helm() -> Result<Option<std::path::PathBuf>> {
+    Renderers::built_helm()
+}
+
 /// A kustomization, and the values by which the chart renders the same.
 const SAME: &[(Kustomization, &[&str])] = &[
     (Kustomization::At("base"), &[]),

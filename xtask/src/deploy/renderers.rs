@@ -40,6 +40,15 @@ impl Renderers {
         Ok(Self(dir))
     }
 
+    /// Helm, where it has been built.
+    ///
+    /// # Errors
+    /// The manifest of its modules can't be read.
+    pub(super) fn built_helm() -> Result<Option<PathBuf>> {
+        let program = cache()?.join(format!("helm-{}", key()?)).join("helm");
+        Ok(program.is_file().then_some(program))
+    }
+
     /// `kustomize build DIR`
     pub(super) fn kustomize(&self, dir: &Path) -> Result<String> {
         output(Command::new(self.0.join("kustomize")).arg("build").arg(dir))

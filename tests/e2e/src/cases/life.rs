@@ -6,18 +6,20 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{ANY, Case, LOCAL, TWO, case};
+use super::{
+    ANY, Case, LOCAL, TWO, case,
+    scene::{Scene, run_to_its_end},
+};
 use crate::{
     asks::{Asks, tcp_to, udp_to},
-    cluster::{Cluster, Placed, Space},
+    cluster::{Cluster, Placed},
     kubectl::until,
-    objects::{Pod, pods, policy, tcp, udp},
+    local::Local,
+    objects::{Pod, pods, policy},
+    witness::{DATAGRAMS, PORT},
 };
-
-const PORT: u16 = 8080;
-const DATAGRAMS: u16 = 5353;
 
 /// The cases.
 pub(super) fn cases() -> Vec<Case> {
@@ -61,97 +63,8 @@ pub(super) fn cases() -> Vec<Case> {
     ]
 }
 
-/// A server on the other node that only pods with `role: friend` may reach.
-struct Scene<'c> {
-    cluster: &'c Cluster,
-    space: Space<'c>,
-    server: Placed,
-}
-
-impl<'c> Scene<'c> {
-    fn start(cluster: &'c Cluster, name: &str) -> Result<Self> {
-        let space = cluster.space(&format!("e2e-{name}"), &[])?;
-        let ns = space.name.clone();
-        let (_, there) = cluster.two();
-        let from = json!([{"from": [pods(&[("role", "friend")])], "ports": [tcp(PORT), udp(DATAGRAMS)]}]);
-        let rule = json!({"policyTypes": ["Ingress"], "ingress": from});
-        cluster
-            .kubectl
-            .apply(&[policy(&ns, "server", &[("app", "server")], rule)])?;
-        cluster.start(&[
-            Pod::server(&ns, "server", &[("app", "server")], &[PORT], &[DATAGRAMS]).on(&there.name),
-        ])?;
-        let server = cluster.pod(&ns, "server")?;
-        Ok(Self {
-            cluster,
-            space,
-            server,
-        })
-    }
-
-    fn ns(&self) -> &str {
-        &self.space.name
-    }
-
-    /// A pod whose first process tries the server at once.
-    fn first(&self, name: &str, role: &str, allowed: bool) -> Pod {
-        let mut words = vec!["first".to_owned()];
-        for address in &self.server.addresses {
-            if allowed {
-                words.extend(["--allow".into(), tcp_to(*address, PORT)]);
-            } else {
-                words.extend([
-                    "--deny".into(),
-                    tcp_to(*address, PORT),
-                    "--deny".into(),
-                    udp_to(*address, DATAGRAMS),
-                ]);
-            }
-        }
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let (here, _) = self.cluster.two();
-        Pod::new(self.ns(), name, &[("role", role)], &words)
-            .on(&here.name)
-            .with("restartPolicy", json!("Never"))
-    }
-
-    /// Runs it to its end, and returns where it was.
-    fn run(&self, pod: &Pod) -> Result<Placed> {
-        self.cluster.kubectl.apply(&[pod.object(&self.cluster.image)])?;
-        run_to_its_end(self.cluster, self.ns(), &pod.name)
-    }
-
-    fn delete(&self, name: &str) -> Result<()> {
-        self.cluster
-            .kubectl
-            .run(&["delete", "pod", name, "-n", self.ns(), "--timeout=60s"])
-            .map(drop)
-    }
-}
-
-/// Waits until a pod's first process has ended well.
-fn run_to_its_end(cluster: &Cluster, ns: &str, name: &str) -> Result<Placed> {
-    let object = until(Duration::from_secs(90), || {
-        let object = cluster.kubectl.get(&["pod", name, "-n", ns])?;
-        let phase = object["status"]["phase"].as_str().unwrap_or_default();
-        ensure!(matches!(phase, "Succeeded" | "Failed"), "pod {name} is {phase}");
-        Ok(object)
-    })?;
-    let said = &object["status"]["containerStatuses"][0]["state"]["terminated"]["message"];
-    let line: Value = serde_json::from_str(said.as_str().unwrap_or_default()).unwrap_or_default();
-    ensure!(
-        line["fine"] == true,
-        "the first process of {name} ({}): {said}",
-        object["metadata"]["labels"]
-    );
-    let tried = line["deny"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .all(|one| one["tried"].as_u64() > Some(0));
-    ensure!(tried, "the first process of {name} did not try: {said}");
-    cluster.pod(ns, name)
-}
+/// So soon a deleted pod's address must have its next owner, or nothing is tested.
+const REUSED: Duration = Duration::from_secs(1);
 
 /// Where host-local keeps its leases: by itself, and as kindnet tells it to.
 const LEASES: [&str; 2] = ["/var/lib/cni/networks", "/run/cni-ipam-state"];
@@ -189,7 +102,7 @@ fn first_v4(pod: &Placed) -> Result<IpAddr> {
 fn completed(cluster: &Cluster, name: &str) -> Result<String> {
     let scene = Scene::start(cluster, name)?;
     let (here, _) = cluster.two();
-    let done = scene.run(&scene.first("done", "friend", true))?;
+    let done = scene.run(&scene.first("done", "friend"))?;
     let address = first_v4(&done)?;
     let local = cluster
         .local
@@ -200,7 +113,7 @@ fn completed(cluster: &Cluster, name: &str) -> Result<String> {
         local.in_node(&here.name, &format!("! {{ {}; }}", is_leased(address)))
     })?;
     next(cluster, &here.name, address)?;
-    let heir = scene.run(&scene.first("heir", "stranger", false))?;
+    let heir = scene.unseen(|| scene.run(&scene.first("heir", "stranger")))?;
     ensure!(
         first_v4(&heir)? == address,
         "the heir got {:?} and not {address}: nothing was tested",
@@ -223,8 +136,9 @@ fn reused(cluster: &Cluster, name: &str) -> Result<String> {
         .context("the cluster is not on this machine")?;
     let friend = Pod::server(scene.ns(), "friend", &[("role", "friend")], &[], &[]).on(&here.name);
     let rounds = if cluster.whole { 5 } else { 2 };
-    let mut longest = 0.0_f64;
-    for round in 0..rounds {
+    let (mut quick, mut longest) = (0, Duration::ZERO);
+    // On a busy machine kubelet may take longer; such a round is checked as all are, but does not count.
+    for round in 0..rounds * 4 {
         cluster.kubectl.apply(&[friend.object(&cluster.image)])?;
         cluster.kubectl.wait_for_pods(scene.ns())?;
         let old = cluster.pod(scene.ns(), "friend")?;
@@ -239,50 +153,69 @@ fn reused(cluster: &Cluster, name: &str) -> Result<String> {
             );
         }
         asks.settle(cluster)?;
-        next(cluster, &here.name, address)?;
-        cluster.kubectl.run(&[
-            "delete",
-            "pod",
-            "friend",
-            "-n",
-            scene.ns(),
-            "--grace-period=0",
-            "--force",
-        ])?;
-        let gone = format!("while {}; do sleep 0.02; done", is_leased(address));
-        local.in_node(&here.name, &gone)?;
-        let start = Instant::now();
-        let heir_name = format!("heir-{round}");
-        let heir = scene.first(&heir_name, "stranger", false);
-        cluster.kubectl.apply(&[heir.object(&cluster.image)])?;
-        local.in_node(
-            &here.name,
-            &format!("until {}; do sleep 0.02; done", is_leased(address)),
-        )?;
-        longest = longest.max(start.elapsed().as_secs_f64());
-        let heir = run_to_its_end(cluster, scene.ns(), &heir_name)?;
-        ensure!(
-            first_v4(&heir)? == address,
-            "the heir got {:?} and not {address}: nothing was tested",
-            heir.addresses
-        );
-        scene.delete(&heir_name)?;
+        let heir = format!("heir-{round}");
+        let took = scene.unseen(|| inherit(&scene, local, address, &heir))?;
+        scene.delete(&heir)?;
+        if took <= REUSED {
+            quick += 1;
+            longest = longest.max(took);
+        }
+        if quick == rounds {
+            break;
+        }
     }
-    Ok(format!("{rounds} times, within {longest:.2} s"))
+    ensure!(
+        quick == rounds,
+        "only {quick} times of {} an address had its next owner within {} s",
+        rounds * 4,
+        REUSED.as_secs()
+    );
+    Ok(format!("{rounds} times, within {:.2} s", longest.as_secs_f64()))
+}
+
+/// Deletes `friend` and gives its address to a stranger's first process; how long the address was nobody's.
+fn inherit(scene: &Scene<'_>, local: &Local, address: IpAddr, name: &str) -> Result<Duration> {
+    let (cluster, (here, _)) = (scene.cluster, scene.cluster.two());
+    next(cluster, &here.name, address)?;
+    cluster.kubectl.run(&[
+        "delete",
+        "pod",
+        "friend",
+        "-n",
+        scene.ns(),
+        "--grace-period=0",
+        "--force",
+    ])?;
+    let gone = format!("while {}; do sleep 0.02; done", is_leased(address));
+    local.in_node(&here.name, &gone)?;
+    let start = Instant::now();
+    let heir = scene.first(name, "stranger");
+    cluster.kubectl.apply(&[heir.object(&cluster.image)])?;
+    local.in_node(
+        &here.name,
+        &format!("until {}; do sleep 0.02; done", is_leased(address)),
+    )?;
+    let took = start.elapsed();
+    let heir = run_to_its_end(cluster, scene.ns(), name)?;
+    ensure!(
+        first_v4(&heir)? == address,
+        "the heir got {:?} and not {address}: nothing was tested",
+        heir.addresses
+    );
+    Ok(took)
 }
 
 fn recreated(cluster: &Cluster, name: &str) -> Result<String> {
     let scene = Scene::start(cluster, name)?;
-    let roles = [
-        ("friend", true),
-        ("stranger", false),
-        ("friend", true),
-        ("stranger", false),
-    ];
-    for (role, allowed) in roles {
-        scene
-            .run(&scene.first("pod", role, allowed))
-            .with_context(|| format!("as {role}"))?;
+    let roles = ["friend", "stranger", "friend", "stranger"];
+    for role in roles {
+        let life = || scene.run(&scene.first("pod", role));
+        let done = if role == "friend" {
+            life()
+        } else {
+            scene.unseen(life)
+        };
+        done.with_context(|| format!("as {role}"))?;
         scene.delete("pod")?;
     }
     Ok(format!("{} lives of one name", roles.len()))
@@ -303,14 +236,22 @@ fn relabelled(cluster: &Cluster, name: &str) -> Result<String> {
             "--overwrite",
             &format!("role={role}"),
         ])?;
+        let since = Instant::now();
         let mut asks = Asks::default();
-        for server in &scene.server.addresses {
-            match role {
-                "friend" => asks.allow((ns, "pod"), tcp_to(*server, PORT), "server", role),
-                _ => asks.deny((ns, "pod"), tcp_to(*server, PORT), role),
+        for (server, name) in [(&scene.server, "server"), (&scene.plain, "plain")] {
+            for address in &server.addresses {
+                for to in [tcp_to(*address, PORT), udp_to(*address, DATAGRAMS)] {
+                    match role {
+                        "friend" => asks.allow((ns, "pod"), to, name, role),
+                        _ => asks.deny((ns, "pod"), to, role),
+                    }
+                }
             }
         }
-        asks.settle(cluster)?;
+        asks.settle_from(cluster, since)?;
+        if role == "stranger" {
+            scene.unseen(|| asks.hold(cluster))?;
+        }
     }
     Ok(String::new())
 }
@@ -346,6 +287,7 @@ fn moved(cluster: &Cluster, name: &str) -> Result<String> {
             Ok(pod)
         })?;
         cluster.kubectl.wait_for_pods(ns)?;
+        let since = Instant::now();
         let mut asks = Asks::default();
         for address in &pod.addresses {
             asks.allow(
@@ -364,7 +306,7 @@ fn moved(cluster: &Cluster, name: &str) -> Result<String> {
                 "where the StatefulSet may go",
             );
         }
-        asks.settle(cluster)
+        asks.settle_from(cluster, since)
             .with_context(|| format!("on {}", node.name))?;
         seen.push(node.name.as_str());
     }
@@ -412,7 +354,7 @@ fn namespace_deleted(cluster: &Cluster, name: &str) -> Result<String> {
     cluster.kubectl.wait_for_pods(&guests)?;
     let stranger = Pod::server(scene.ns(), "stranger", &[], &[], &[]).on(&here.name);
     cluster.start(&[stranger])?;
-    let ask = |expect_open: bool| -> Result<()> {
+    let ask = |expect_open: bool, since: Instant| -> Result<()> {
         let mut asks = Asks::default();
         for address in cluster.pod(&guests, "host")?.addresses {
             if expect_open {
@@ -430,19 +372,21 @@ fn namespace_deleted(cluster: &Cluster, name: &str) -> Result<String> {
                 );
             }
         }
-        asks.settle(cluster)
+        asks.settle_from(cluster, since)
     };
-    ask(false)?;
+    ask(false, Instant::now())?;
     cluster.remove_namespace(&guests)?;
     drop(space);
     // Then one of the same name, without rights and without policies.
     let _space = cluster.space(&guests, &[])?;
-    cluster.kubectl.apply(&[
-        pod(false).object(&cluster.image),
-        free("host").object(&cluster.image),
-    ])?;
-    run_to_its_end(cluster, &guests, "guest")?;
+    scene.unseen(|| {
+        cluster.kubectl.apply(&[
+            pod(false).object(&cluster.image),
+            free("host").object(&cluster.image),
+        ])?;
+        run_to_its_end(cluster, &guests, "guest")
+    })?;
     cluster.kubectl.wait_for_pods(&guests)?;
-    ask(true)?;
+    ask(true, Instant::now())?;
     Ok(String::new())
 }

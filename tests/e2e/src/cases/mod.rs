@@ -1,5 +1,7 @@
 //! The cases. Each makes namespaces of its own, which are deleted when it ends.
 
+mod birth;
+mod entrances;
 mod examples;
 mod kill;
 mod life;
@@ -7,7 +9,9 @@ mod metrics;
 mod nodes;
 mod outage;
 mod reboot;
+mod scene;
 mod services;
+mod static_pod;
 mod uninstall;
 mod waves;
 
@@ -22,6 +26,8 @@ pub(crate) struct Needs {
     pub(crate) nodes: usize,
     /// A cluster of `cargo xtask cluster`.
     pub(crate) local: bool,
+    /// Helm.
+    pub(crate) helm: bool,
     /// Both families.
     pub(crate) dual_stack: bool,
 }
@@ -40,10 +46,12 @@ pub(crate) struct Case {
 const ANY: Needs = Needs {
     nodes: 1,
     local: false,
+    helm: false,
     dual_stack: false,
 };
 const TWO: Needs = Needs { nodes: 2, ..ANY };
 const LOCAL: Needs = Needs { local: true, ..TWO };
+const HELM: Needs = Needs { helm: true, ..TWO };
 
 fn case(
     name: &'static str,
@@ -65,8 +73,11 @@ pub(crate) fn all() -> Vec<Case> {
     all.extend(examples::cases());
     all.extend(services::cases());
     all.extend(nodes::cases());
+    all.extend(entrances::cases());
     all.extend(life::cases());
+    all.extend(static_pod::cases());
     all.extend(waves::cases());
+    all.extend(birth::cases());
     all.extend(kill::cases());
     all.extend(outage::cases());
     all.extend(reboot::cases());

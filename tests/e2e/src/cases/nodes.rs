@@ -9,6 +9,7 @@ use super::{Case, LOCAL, TWO, case};
 use crate::{
     asks::{Asks, Expect, From, tcp_to},
     cluster::{Cluster, Node},
+    local::Outside,
     objects::{Pod, block, pods, policy, service, tcp},
 };
 
@@ -46,7 +47,7 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 /// A pod of each node's own network, `node-NAME`, that asks.
-fn node_pods(cluster: &Cluster, ns: &str) -> Vec<Pod> {
+pub(super) fn node_pods(cluster: &Cluster, ns: &str) -> Vec<Pod> {
     let pod = |node: &Node| {
         Pod::server(ns, &format!("node-{}", node.name), &[("app", "node")], &[], &[])
             .on(&node.name)
@@ -57,7 +58,7 @@ fn node_pods(cluster: &Cluster, ns: &str) -> Vec<Pod> {
 }
 
 /// Of IPv6 NodePorts and of masquerade behind them every mode of kube-proxy takes the same view as of IPv4.
-fn addresses(node: &Node) -> impl Iterator<Item = IpAddr> + '_ {
+pub(super) fn addresses(node: &Node) -> impl Iterator<Item = IpAddr> + '_ {
     node.addresses.iter().copied()
 }
 
@@ -145,26 +146,26 @@ fn node_port(cluster: &Cluster, name: &str) -> Result<String> {
     Ok(format!("{} questions", asks.0.len()))
 }
 
+/// Addresses of the outside host for rules that name them, and for rules that do not.
+pub(super) fn outsiders(outside: &Outside) -> Result<(Vec<IpAddr>, Vec<IpAddr>)> {
+    let of = |last: u8| {
+        let v6 = IpAddr::from([0x2001, 0xdb8, 9, 0, 0, 0, 0, last.into()]);
+        let both = [Some(IpAddr::from([198, 51, 100, last])), outside.v6.map(|_| v6)];
+        both.into_iter().flatten().collect::<Vec<_>>()
+    };
+    let (good, bad) = (of(21), of(22));
+    good.iter()
+        .chain(&bad)
+        .try_for_each(|address| outside.add(*address))?;
+    Ok((good, bad))
+}
+
 fn from_outside(cluster: &Cluster, name: &str) -> Result<String> {
     let space = cluster.space(&format!("e2e-{name}"), &[])?;
     let ns = space.name.as_str();
     let (here, there) = cluster.two();
     let outside = cluster.outside()?;
-    let (good, bad): (Vec<IpAddr>, Vec<IpAddr>) = {
-        let v6 = |last| {
-            outside
-                .v6
-                .map(|_| IpAddr::from([0x2001, 0xdb8, 9, 0, 0, 0, 0, last]))
-        };
-        let v4 = |last| IpAddr::from([198, 51, 100, last]);
-        (
-            [Some(v4(21)), v6(0x21)].into_iter().flatten().collect(),
-            [Some(v4(22)), v6(0x22)].into_iter().flatten().collect(),
-        )
-    };
-    good.iter()
-        .chain(&bad)
-        .try_for_each(|address| outside.add(*address))?;
+    let (good, bad) = outsiders(outside)?;
     cluster.start(&[
         Pod::server(ns, "open", &[("app", "open")], &[PORT], &[]).on(&here.name),
         Pod::server(ns, "picky", &[("app", "picky")], &[PORT], &[]).on(&here.name),

@@ -2,7 +2,7 @@
 
 use std::{
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,8 +10,9 @@ use serde_json::json;
 
 use super::{Case, LOCAL, case};
 use crate::{
+    agent,
     asks::{Asks, tcp_to},
-    cluster::Cluster,
+    cluster::{Cluster, Node, SYSTEM},
     kubectl::until,
     load::{Load, pause},
     local::Local,
@@ -23,8 +24,8 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         case(
             "api-server-stopped",
-            "the API server is stopped for a minute; pods lose nothing, nothing denied gets through, no agent restarts, \
-             and a policy that waits is in force soon after",
+            "the API server is stopped for a minute; pods lose nothing, nothing denied gets through, agents say since when \
+             they know nothing new, one that is killed waits, and a policy that waits is in force soon after",
             LOCAL,
             stopped,
         ),
@@ -46,17 +47,113 @@ fn local(cluster: &Cluster) -> Result<&Local> {
 
 fn stopped(cluster: &Cluster, name: &str) -> Result<String> {
     let local = local(cluster)?;
-    around(cluster, name, |away| {
+    let (here, there) = cluster.two();
+    let note = around(cluster, name, 1, |away| {
         let mut server = local.api_server()?;
+        let start = Instant::now();
         local.signal(&server, "KILL")?;
-        pause(away)?;
-        local.start(&mut server)
-    })
+        let seen = outage(local, (here, there), start, away);
+        // It must be there again whatever was seen, or nothing else can be.
+        local.start(&mut server)?;
+        seen
+    })?;
+    for node in [here, there] {
+        until(Duration::from_secs(60), || fresh(node))?;
+    }
+    said(cluster, here)?;
+    Ok(note)
+}
+
+/// What agents say while the API server is away; one of them is killed.
+fn outage(local: &Local, (here, there): (&Node, &Node), start: Instant, away: Duration) -> Result<()> {
+    for node in [here, there] {
+        until(Duration::from_secs(15), || stale(node))?;
+    }
+    let heard = agent::metric(here, LAST)?;
+    agent::kill(local, there)?;
+    until(Duration::from_secs(60), || waits(there))?;
+    pause(away.saturating_sub(start.elapsed()))?;
+    waits(there)?;
+    stale(here)?;
+    let now = agent::metric(here, LAST)?;
+    ensure!(
+        now == heard,
+        "{LAST} of {} went from {heard} to {now} without an API server",
+        here.name
+    );
+    Ok(())
+}
+
+const LAST: &str = "netpol_source_last_success_timestamp_seconds";
+const STALE: &str = "netpol_source_stale";
+
+/// Ready, and says since when it knows nothing new.
+fn stale(node: &Node) -> Result<()> {
+    let (code, text) = agent::get(node, "/readyz")?;
+    let since = text
+        .split_once("policy is in force as of ")
+        .and_then(|(_, rest)| rest.split_whitespace().next()?.parse::<u64>().ok());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    // Who watches hears something every minute.
+    ensure!(
+        code == 200 && since.is_some_and(|since| (now - 600..=now).contains(&since)),
+        "without an API server, the agent of {} answered {code} {text:?} to /readyz",
+        node.name
+    );
+    let value = agent::metric(node, STALE)?;
+    ensure!(value == 1.0, "{STALE} of {} is {value}", node.name);
+    Ok(())
+}
+
+/// An agent that began without an API server is there, and not ready.
+fn waits(node: &Node) -> Result<()> {
+    let (code, text) = agent::get(node, "/readyz")?;
+    ensure!(
+        code == 503 && text.starts_with("waiting for the API server to list "),
+        "an agent that began without an API server, on {}, answered {code} {text:?} to /readyz",
+        node.name
+    );
+    Ok(())
+}
+
+/// In touch again.
+fn fresh(node: &Node) -> Result<()> {
+    let (code, text) = agent::get(node, "/readyz")?;
+    ensure!(
+        (code, text.trim()) == (200, "ok"),
+        "{} answers {code} {text:?} to /readyz",
+        node.name
+    );
+    let value = agent::metric(node, STALE)?;
+    ensure!(value == 0.0, "{STALE} of {} is {value}", node.name);
+    Ok(())
+}
+
+/// The log of the agent that lived through it.
+fn said(cluster: &Cluster, node: &Node) -> Result<()> {
+    let agents = cluster.agents()?;
+    let own = agents
+        .iter()
+        .find(|pod| pod["spec"]["nodeName"] == node.name.as_str());
+    let pod = own.and_then(|pod| pod["metadata"]["name"].as_str());
+    let pod = pod.with_context(|| format!("node {} has no agent", node.name))?;
+    let log = cluster.kubectl.log(SYSTEM, pod, 500)?;
+    for line in [
+        "what is in force stays; changes are not seen until it answers",
+        "the API server answers again",
+    ] {
+        ensure!(
+            log.contains(line),
+            "the agent of {} did not say {line:?}:\n{log}",
+            node.name
+        );
+    }
+    Ok(())
 }
 
 fn hangs(cluster: &Cluster, name: &str) -> Result<String> {
     let local = local(cluster)?;
-    around(cluster, name, |away| {
+    around(cluster, name, 0, |away| {
         let server = local.api_server()?;
         local.signal(&server, "STOP")?;
         let waited = pause(away);
@@ -66,7 +163,12 @@ fn hangs(cluster: &Cluster, name: &str) -> Result<String> {
     })
 }
 
-fn around(cluster: &Cluster, name: &str, outage: impl Fn(Duration) -> Result<()>) -> Result<String> {
+fn around(
+    cluster: &Cluster,
+    name: &str,
+    killed: u64,
+    outage: impl Fn(Duration) -> Result<()>,
+) -> Result<String> {
     let away = Duration::from_secs(if cluster.whole { 60 } else { 20 });
     let load = Load::start(cluster, &format!("e2e-{name}"))?;
     let ns = load.namespace();
@@ -118,8 +220,8 @@ fn around(cluster: &Cluster, name: &str, outage: impl Fn(Duration) -> Result<()>
     })?;
     let restarted = cluster.agent_restarts()? - restarts;
     ensure!(
-        restarted == 0,
-        "{restarted} agents were started again: an API server that is away is no reason"
+        restarted == killed,
+        "{restarted} agents were started again, {killed} were killed: an API server that is away is no reason"
     );
     cluster.wait_for_agents()?;
     let (away, took) = (away.as_secs(), took.as_secs_f64());

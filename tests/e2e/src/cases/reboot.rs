@@ -12,10 +12,8 @@ use crate::{
     kubectl::until,
     local::Local,
     objects::{Pod, pods, policy, tcp, udp},
+    witness::{self, CONTROL, DATAGRAMS, PORT},
 };
-
-const PORT: u16 = 8080;
-const DATAGRAMS: u16 = 5353;
 
 /// The case.
 pub(super) fn cases() -> Vec<Case> {
@@ -37,9 +35,23 @@ fn reboot(cluster: &Cluster, name: &str) -> Result<String> {
     let (here, there) = cluster.two();
     let from = json!([{"from": [pods(&[("role", "friend")])], "ports": [tcp(PORT), udp(DATAGRAMS)]}]);
     let rule = json!({"policyTypes": ["Ingress"], "ingress": from});
-    cluster
-        .kubectl
-        .apply(&[policy(ns, "server", &[("app", "server")], rule)])?;
+    let control = json!([{"from": [pods(&[("app", CONTROL)])]}]);
+    cluster.kubectl.apply(&[
+        policy(ns, "server", &[("app", "server")], rule),
+        policy(
+            ns,
+            "shut",
+            &[("app", "shut")],
+            json!({"policyTypes": ["Ingress"], "ingress": control}),
+        ),
+        // `plain` would let it in: that its packets do not get there is up to the node that reboots.
+        policy(
+            ns,
+            "first",
+            &[("role", "first")],
+            json!({"policyTypes": ["Egress"], "egress": [{"to": [pods(&[("app", "shut")])]}]}),
+        ),
+    ])?;
     let server =
         |name: &str, node: &str| Pod::server(ns, name, &[("app", "server")], &[PORT], &[DATAGRAMS]).on(node);
     let asker =
@@ -50,20 +62,17 @@ fn reboot(cluster: &Cluster, name: &str) -> Result<String> {
         asker("friend", "friend", &here.name),
         asker("friend-there", "friend", &there.name),
         asker("stranger", "stranger", &there.name),
+        witness::pod(ns, "shut", &here.name),
+        witness::pod(ns, "plain", &here.name),
+        witness::control(ns, &here.name),
     ])?;
     // It is there before and after: each of its lives tries at once, and ends badly where anything gets through.
-    let stays = cluster.pod(ns, "server-here")?;
     let mut words = vec!["first".to_owned()];
-    for address in &stays.addresses {
-        words.extend([
-            "--deny".into(),
-            tcp_to(*address, PORT),
-            "--deny".into(),
-            udp_to(*address, DATAGRAMS),
-        ]);
+    for name in ["shut", "plain"] {
+        words.extend(witness::denied(&cluster.pod(ns, name)?));
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let first = Pod::new(ns, "first", &[("role", "stranger")], &words)
+    let first = Pod::new(ns, "first", &[("role", "first")], &words)
         .on(&there.name)
         .with("restartPolicy", json!("OnFailure"));
     cluster.kubectl.apply(&[first
@@ -87,7 +96,7 @@ fn reboot(cluster: &Cluster, name: &str) -> Result<String> {
     cluster.wait_for_agents()?;
     ask(cluster, ns)?;
     // One more first process, after the reboot.
-    let after = Pod::new(ns, "first-after", &[("role", "stranger")], &words)
+    let after = Pod::new(ns, "first-after", &[("role", "first")], &words)
         .on(&there.name)
         .with("restartPolicy", json!("Never"));
     cluster.kubectl.apply(&[after.object(&cluster.image)])?;
@@ -102,6 +111,9 @@ fn reboot(cluster: &Cluster, name: &str) -> Result<String> {
             );
             Ok(())
         })?;
+    }
+    for name in ["shut", "plain"] {
+        witness::nothing_arrived(cluster, ns, name)?;
     }
     Ok(there.name.clone())
 }

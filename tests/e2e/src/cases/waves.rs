@@ -1,5 +1,5 @@
 //! Pods in waves, each with a probe as its first process: policy is in force before it, and who is not isolated loses
-//! nothing.
+//! nothing. What is denied is counted by those whom it would reach, too.
 
 use std::time::Duration;
 
@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 
 use super::{ANY, Case, case, metrics};
 use crate::{
-    asks::{tcp_to, udp_to},
+    asks::tcp_to,
     cluster::{Cluster, Placed},
     kubectl::until,
     objects::{Pod, pods, policy, tcp, udp},
+    witness::{self, CONTROL, DATAGRAMS, PORT},
 };
 
 /// Pods of a wave: more than the machine can start at a time.
@@ -42,21 +43,33 @@ fn waves(cluster: &Cluster, name: &str, all: usize, size: usize) -> Result<Strin
     let space = cluster.space(&format!("e2e-{name}"), &[])?;
     let ns = space.name.as_str();
     let (here, there) = cluster.two();
-    let server = |name: &str, node: &str| Pod::server(ns, name, &[("app", name)], &[8080], &[5353]).on(node);
-    cluster.start(&[server("open", &here.name), server("shut", &there.name)])?;
     cluster.kubectl.apply(&policies(ns))?;
-    let (open, shut) = (cluster.pod(ns, "open")?, cluster.pod(ns, "shut")?);
+    cluster.start(&[
+        witness::pod(ns, "open", &here.name),
+        witness::pod(ns, "shut", &there.name),
+        witness::pod(ns, "plain", &there.name),
+        witness::control(ns, &here.name),
+    ])?;
+    let servers = Servers {
+        open: cluster.pod(ns, "open")?,
+        shut: cluster.pod(ns, "shut")?,
+        plain: cluster.pod(ns, "plain")?,
+    };
     let before = metrics::read(cluster)?;
-    let mut first = Vec::new();
+    let (mut first, mut owners) = (Vec::new(), Vec::new());
     for start in (0..all).step_by(size) {
         let wave: Vec<Pod> = (start..all.min(start + size))
-            .map(|at| pod(cluster, ns, at, &open, &shut))
+            .map(|at| pod(cluster, ns, at, &servers))
             .collect();
         let objects: Vec<Value> = wave.iter().map(|pod| pod.object(&cluster.image)).collect();
         cluster.kubectl.apply(&objects)?;
         let done = until(Duration::from_secs(180), || ended(cluster, ns, wave.len()))?;
         for pod in &done {
             first.extend(check(pod)?);
+            owners.push(format!(
+                "{}: {}",
+                pod["metadata"]["name"], pod["status"]["podIPs"]
+            ));
         }
         cluster.kubectl.run(&[
             "delete",
@@ -68,6 +81,10 @@ fn waves(cluster: &Cluster, name: &str, all: usize, size: usize) -> Result<Strin
             "--grace-period=0",
             "--force",
         ])?;
+    }
+    for witness in ["shut", "plain"] {
+        witness::nothing_arrived(cluster, ns, witness)
+            .with_context(|| format!("the pods were {}", owners.join(", ")))?;
     }
     first.sort_unstable();
     let at = |share: usize| {
@@ -87,9 +104,20 @@ fn waves(cluster: &Cluster, name: &str, all: usize, size: usize) -> Result<Strin
     ))
 }
 
+/// Whom the pods try.
+struct Servers {
+    /// Everybody may reach it.
+    open: Placed,
+    /// Its own policy lets nobody in: its programs are there long before the pods that try.
+    shut: Placed,
+    /// No policy selects it: only the programs and the rules of a pod that has just begun keep that from reaching it.
+    plain: Placed,
+}
+
 /// The even ones may reach `open` only, by their own policy; the odd ones are not isolated, and `shut` does not want them.
 fn policies(ns: &str) -> Vec<Value> {
-    let ports = json!([tcp(8080), udp(5353)]);
+    let ports = json!([tcp(PORT), udp(DATAGRAMS)]);
+    let control = json!([{"from": [pods(&[("app", CONTROL)])]}]);
     vec![
         policy(
             ns,
@@ -101,26 +129,24 @@ fn policies(ns: &str) -> Vec<Value> {
             ns,
             "shut",
             &[("app", "shut")],
-            json!({"policyTypes": ["Ingress"]}),
+            json!({"policyTypes": ["Ingress"], "ingress": control}),
         ),
     ]
 }
 
-fn pod(cluster: &Cluster, ns: &str, at: usize, open: &Placed, shut: &Placed) -> Pod {
+fn pod(cluster: &Cluster, ns: &str, at: usize, servers: &Servers) -> Pod {
+    let is_isolated = at.is_multiple_of(2);
     let mut words = vec!["first".to_owned()];
-    for address in &open.addresses {
-        words.extend(["--allow".into(), tcp_to(*address, 8080)]);
+    for address in &servers.open.addresses {
+        words.extend(["--allow".into(), tcp_to(*address, PORT)]);
     }
-    for address in &shut.addresses {
-        words.extend([
-            "--deny".into(),
-            tcp_to(*address, 8080),
-            "--deny".into(),
-            udp_to(*address, 5353),
-        ]);
-    }
+    words.extend(witness::denied(if is_isolated {
+        &servers.plain
+    } else {
+        &servers.shut
+    }));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let kind = if at.is_multiple_of(2) { "isolated" } else { "free" };
+    let kind = if is_isolated { "isolated" } else { "free" };
     let node = &cluster.nodes[at / 2 % cluster.nodes.len()];
     Pod::new(ns, &format!("wave-{at}"), &[("wave", kind)], &words)
         .on(&node.name)

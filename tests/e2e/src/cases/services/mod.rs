@@ -46,6 +46,11 @@ pub(super) fn cases() -> Vec<Case> {
             "kubernetes.default is judged as its endpoint, the API server's own address",
             outside::kubernetes,
         ),
+        own(
+            "service-like-kubernetes",
+            "the same by hand on a node that has pods: always allowed to pods of that node, by rule to others",
+            outside::like_kubernetes,
+        ),
         case(
             "service-external",
             "an endpoint outside of the cluster is judged by its own address",

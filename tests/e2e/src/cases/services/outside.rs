@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::{Clients, PORT};
+use super::{Clients, HOSTED, PORT};
 use crate::{
     asks::{Asks, tcp_to},
     cluster::Cluster,
-    objects::{block, pods, service, slice, tcp},
+    objects::{Pod, block, pods, service, slice, tcp},
 };
 
 pub(super) fn kubernetes(cluster: &Cluster, name: &str) -> Result<String> {
@@ -62,6 +62,41 @@ pub(super) fn kubernetes(cluster: &Cluster, name: &str) -> Result<String> {
                 );
             }
         }
+    }
+    asks.settle(cluster)?;
+    Ok(format!("{} questions", asks.0.len()))
+}
+
+/// `kubernetes.default` where the API server is on a node that has pods: its endpoint is the pod's own node, or another.
+pub(super) fn like_kubernetes(cluster: &Cluster, name: &str) -> Result<String> {
+    let clients = Clients::start(cluster, name)?;
+    let ns = clients.ns();
+    let (here, there) = cluster.two();
+    cluster.start(&[Pod::server(ns, "api", &[("app", "api")], &[HOSTED], &[])
+        .on(&here.name)
+        .of_the_node()])?;
+    // By hand, as the API server does it for itself.
+    let ports = json!([{"port": 443, "targetPort": HOSTED}]);
+    let mut objects = vec![service(ns, "api", json!({"ports": ports}))];
+    objects.extend(slice(ns, "api", &here.addresses, HOSTED));
+    cluster.kubectl.apply(&objects)?;
+    let faces: Vec<_> = cluster
+        .cluster_ips(ns, "api")?
+        .into_iter()
+        .map(|address| (address, 443))
+        .collect();
+    let to: Vec<Value> = here.addresses.iter().map(|address| block(*address)).collect();
+    clients.policies(&json!([{"to": to, "ports": [tcp(HOSTED)]}]), &faces)?;
+    cluster.kubectl.wait_for_pods(ns)?;
+    let mut asks = Asks::default();
+    for (address, port) in &faces {
+        let to = tcp_to(*address, *port);
+        for client in ["right-near", "right-far", "free-near", "free-far"] {
+            asks.allow((ns, client), &to, "api", "the API server's own address");
+        }
+        asks.allow((ns, "wrong-near"), &to, "api", "the pod's own node");
+        let other = format!("the endpoint is {}, the pod on {}", here.name, there.name);
+        asks.deny((ns, "wrong-far"), &to, other);
     }
     asks.settle(cluster)?;
     Ok(format!("{} questions", asks.0.len()))
@@ -127,19 +162,7 @@ pub(super) fn load_balancer(cluster: &Cluster, name: &str) -> Result<String> {
         let ports = json!([{"port": if at == "near" { 7001 } else { 7002 }, "targetPort": PORT}]);
         let spec = json!({"type": "LoadBalancer", "selector": {"app": "web", "at": at}, "ports": ports});
         kubectl.apply(&[service(ns, &service_name, spec)])?;
-        let ingress: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
-        let status = json!({"status": {"loadBalancer": {"ingress": ingress}}}).to_string();
-        kubectl.run(&[
-            "patch",
-            "service",
-            &service_name,
-            "-n",
-            ns,
-            "--subresource=status",
-            "--type=merge",
-            "-p",
-            &status,
-        ])?;
+        kubectl.balance(ns, &service_name, &addresses)?;
         for address in &addresses {
             let port = if at == "near" { 7001 } else { 7002 };
             faces.push((*address, port));
