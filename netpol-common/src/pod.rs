@@ -85,6 +85,9 @@ pub mod state {
     pub const EPOCH: u32 = 0;
     /// `FLAG_*` bits.
     pub const FLAGS: u32 = 1;
+    /// One more than the epoch while the tables are whole, anything else while a plan is being written; for agents only. One
+    /// that was killed then may have moved an address or a pod, and not yet the epoch.
+    pub const SETTLED: u32 = 2;
     /// Number of words.
     pub const WORDS: u32 = 8;
 

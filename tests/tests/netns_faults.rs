@@ -8,10 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, Map, MapData};
+use netpol_common::{ABI, event::maps, pod::state};
 use netpol_policy::model::Pod;
 use netpol_tests::{
-    cluster::{Cluster, Node, Options, Policy, manifests, pod},
+    cluster::{Cluster, Node, Options, Policy, Talk, manifests, pod},
     net::{Probe, Responder, Transport, probe},
 };
 use serde_json::Value as Json;
@@ -103,6 +105,16 @@ fn code(output: &Output) -> i32 {
     output.status.code().unwrap_or(-1)
 }
 
+/// The epoch, and how many cells there are.
+fn epoch_and_cells(node: &Node) -> Result<(u64, u64)> {
+    let kernel = status(node)?.0["kernel"].take();
+    let maps = kernel["maps"].as_array().into_iter().flatten();
+    let cells = maps.filter(|map| map["name"] == maps::CELLS);
+    let cells = cells.filter_map(|map| map["entries"].as_u64()).next();
+    let epoch = kernel["epoch"].as_u64();
+    epoch.zip(cells).with_context(|| format!("{kernel:#}"))
+}
+
 fn only_web() -> String {
     Policy::new("shop/db", "app=db").ingress(&["app=web"]).to_string()
 }
@@ -130,6 +142,64 @@ fn a_full_map_keeps_the_policy_in_force_and_says_whose_policies_need_the_room() 
     shop.cluster.apply(&shop.yaml(&[narrow]))?;
     assert_eq!(shop.reach(), [false, true]);
     assert_eq!(status(shop.cluster.node(1))?.1, 0);
+    Ok(())
+}
+
+/// Beside what is there the half of the map has no room for it a second time.
+#[test]
+fn a_restart_needs_no_room_for_what_is_there() -> Result<()> {
+    let mut shop = Shop::new(&["--map-size", "cells=80"])?;
+    let many = |client: &str| {
+        let rules = (1..=33).fold(Policy::new("shop/db", "app=db"), |policy, net| {
+            policy.ingress_on(&format!("TCP/{net}"), &[&format!("20.{net}.0.0/16")])
+        });
+        rules.ingress(&[client]).to_string()
+    };
+    shop.cluster.write(&shop.yaml(&[many("app=web")]))?;
+    shop.cluster.start()?;
+    let before = epoch_and_cells(shop.cluster.node(1))?;
+    assert_eq!(before.1, 34);
+
+    for _ in 0..2 {
+        shop.cluster.node_mut(1).kill_agent()?;
+        shop.cluster.start()?;
+        assert_eq!(epoch_and_cells(shop.cluster.node(1))?, before, "nothing is written again");
+        assert_eq!(shop.reach(), [true, false]);
+    }
+    shop.cluster.apply(&shop.yaml(&[many("app=other")]))?;
+    assert_eq!(shop.reach(), [false, true]);
+    assert_eq!(status(shop.cluster.node(1))?.1, 0);
+    Ok(())
+}
+
+/// What is revoked is in the tables, but flows were not told yet.
+#[test]
+fn an_agent_killed_before_the_epoch_moved_is_made_up_for() -> Result<()> {
+    let mut shop = Shop::new(&[])?;
+    // Isolated in both directions: every answer needs a known flow.
+    let only = |client| {
+        Policy::new("shop/db", "app=db")
+            .ingress(&[client])
+            .egress(&[])
+            .to_string()
+    };
+    shop.cluster.write(&shop.yaml(&[only("app=web")]))?;
+    shop.cluster.start()?;
+    let mut talk = Talk::open(&shop.cluster.pod("shop/web").namespace, shop.db)?;
+    ensure!(talk.exchange(SHORT)?, "no answer");
+    let (epoch, _) = epoch_and_cells(shop.cluster.node(1))?;
+    shop.cluster.apply(&shop.yaml(&[only("app=other")]))?;
+    shop.cluster.node_mut(1).kill_agent()?;
+    let path = shop.cluster.node(1).pins.join(format!("v{ABI}/maps")).join(maps::STATE);
+    let map = Map::from_map_data(MapData::from_pin(path)?)?;
+    let mut words = Array::<_, u64>::try_from(map)?;
+    words.set(state::EPOCH, epoch, 0)?;
+    words.set(state::SETTLED, 0, 0)?;
+    ensure!(talk.exchange(SHORT)?, "judged again without a new epoch");
+
+    shop.cluster.start()?;
+    ensure!(!talk.exchange(SHORT)?, "a revoked connection goes on");
+    assert_eq!(shop.reach(), [false, true]);
     Ok(())
 }
 

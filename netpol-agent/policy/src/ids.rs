@@ -42,7 +42,8 @@ impl IdSource {
     }
 }
 
-fn highest(tables: &Tables) -> u32 {
+/// The highest id in `tables`, or 0.
+pub(crate) fn highest(tables: &Tables) -> u32 {
     let hosts = tables.hosts4.values().chain(tables.hosts6.values());
     let nets = tables.nets4.values().chain(tables.nets6.values());
     let cells = tables.cells.iter().flat_map(|(key, cell)| {

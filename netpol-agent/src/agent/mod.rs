@@ -273,6 +273,9 @@ impl Agent {
     fn start(&mut self) {
         let mut failures = Vec::new();
         failures.extend(self.complete_pods().err());
+        // What means what the kernel holds already is not written again beside it. By now the compiler knows all that the agent
+        // before knew, so that it is most of it.
+        self.compiler.keep(self.datapath.actual());
         let pods = self.local_pods();
         failures.extend(self.datapath.set_pods(pods).err());
         failures.extend(self.datapath.look(false).err());

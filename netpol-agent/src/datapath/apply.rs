@@ -43,11 +43,22 @@ impl Datapath {
         plan.fits(&self.maps.limits())
             .map_err(|full| Error::TooSmall(Box::new(full)))?;
         self.end_grace(plan);
+        self.maps.unsettle();
+        let done = self.steps(plan, desired);
+        if done.is_err() {
+            // What stands may be all that is wanted next, and then no plan moves it.
+            self.maps.move_epoch();
+        }
+        self.maps.settle();
+        if done.is_err() {
+            self.actual = read_back(&self.maps, &self.slots)?;
+        }
+        done
+    }
+
+    fn steps(&mut self, plan: &Plan, desired: &Tables) -> Result<()> {
         for step in &plan.steps {
-            if let Err(error) = self.step(step, desired) {
-                self.actual = read_back(&self.maps, &self.slots)?;
-                return Err(error);
-            }
+            self.step(step, desired)?;
             self.actual.apply(step);
         }
         Ok(())

@@ -62,6 +62,13 @@ impl Classes {
         }
     }
 
+    /// Gives every class the id that `to` says; no two the same.
+    pub(super) fn rename(&mut self, to: impl Fn(u32) -> u32) {
+        let live = std::mem::take(&mut self.live).into_iter();
+        self.live = live.map(|(id, class)| (to(id), class)).collect();
+        self.ids.values_mut().for_each(|id| *id = to(*id));
+    }
+
     /// Takes out the classes without an address, and says which of the living are new; both sorted. A class that
     /// was made and lost since the last look is in neither.
     pub(super) fn sweep(&mut self) -> (Vec<(u32, Class)>, Vec<u32>) {

@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use netpol_common::tables::{CELL_ALL, CLASS_ANY, Cell, CellKey, PortsKey, Range};
 
-use super::ports::PortUnion;
+use super::{matching::Matches, ports::PortUnion};
 use crate::{
     ids::IdSource,
     model::ObjectName,
@@ -147,6 +147,40 @@ impl Desired {
         for key in keys {
             self.remove_cell(key);
         }
+    }
+
+    /// Gives everything the id that `matches` says, and forgets what was dirty.
+    pub(super) fn rename(&mut self, matches: &Matches) {
+        self.log = Log::default();
+        let tables = &mut self.tables;
+        let hosts = tables.hosts4.values_mut().chain(tables.hosts6.values_mut());
+        let nets = tables.nets4.values_mut().chain(tables.nets6.values_mut());
+        for class in hosts.chain(nets) {
+            *class = matches.class(*class);
+        }
+        for rules in tables.pods.values_mut() {
+            rules.ingress = matches.ruleset(rules.ingress);
+            rules.egress = matches.ruleset(rules.egress);
+        }
+        let cells = std::mem::take(&mut tables.cells).into_iter();
+        let cells = cells.map(|(key, mut cell)| {
+            cell.ports = matches.port_set(cell.ports);
+            let ruleset = matches.ruleset(key.ruleset);
+            let class = matches.class(key.class);
+            (CellKey { ruleset, class }, cell)
+        });
+        tables.cells = cells.collect();
+        let ports = std::mem::take(&mut tables.ports).into_iter();
+        let ports = ports.map(|(mut key, chunk)| {
+            key.set = matches.port_set(key.set);
+            (key, chunk)
+        });
+        tables.ports = ports.collect();
+        for set in self.port_sets.values_mut() {
+            set.id = matches.port_set(set.id);
+        }
+        let by_id = std::mem::take(&mut self.by_id).into_iter();
+        self.by_id = by_id.map(|(id, union)| (matches.port_set(id), union)).collect();
     }
 
     pub(super) fn port_sets(&self) -> usize {

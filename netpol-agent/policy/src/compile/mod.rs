@@ -7,7 +7,7 @@
 //!
 //! Each arrow is counted: what no local pod leads to is not there. An event touches objects; [`Compiler::apply`] then
 //! *settles*: from left to right it recomputes what the touched objects lead to, and only that.
-//! The same events give the same tables, ids included.
+//! The same events give the same tables, ids included. After a restart [`Compiler::keep`] takes up the ids that are in the kernel.
 
 mod classes;
 mod desired;
@@ -17,12 +17,14 @@ mod explain;
 mod held;
 mod index;
 mod labels;
+mod matching;
 mod nets;
 mod objects;
 mod peers;
 mod ports;
 #[cfg(test)]
 mod properties;
+mod rename;
 mod rulesets;
 mod settle;
 mod settle_classes;

@@ -15,7 +15,7 @@ use crate::{
 
 /// Tables without ids: rulesets named by a pod, classes by an address or prefix.
 #[derive(Debug, PartialEq)]
-struct Canonical {
+pub(super) struct Canonical {
     regions: BTreeMap<Place, Option<Place>>,
     pods: BTreeMap<(ObjectName, Direction), Option<(ObjectName, Direction)>>,
     cells: BTreeMap<((ObjectName, Direction), Option<Place>), Content>,
@@ -48,7 +48,7 @@ fn sides(tables: &Tables) -> impl Iterator<Item = ((ObjectName, Direction), u32)
 }
 
 /// Panics where something in `tables` leads nowhere or nothing leads to it.
-fn canonical(tables: &Tables) -> Canonical {
+pub(super) fn canonical(tables: &Tables) -> Canonical {
     let mut classes: BTreeMap<u32, Place> = BTreeMap::new();
     for (place, class) in regions(tables).filter(|(_, class)| *class != 0) {
         classes.entry(class).or_insert(place);
@@ -125,7 +125,7 @@ fn check_side(
     Ok(())
 }
 
-fn check_against_oracle(
+pub(super) fn check_against_oracle(
     snapshot: &Snapshot,
     compiler: &Compiler,
     flows: &[Flow],
@@ -174,7 +174,7 @@ fn check_explanation(compiler: &Compiler, flow: &Flow, side: &Side<'_>) -> Resul
 }
 
 /// Writes what `dirty` names from `tables` into `mirror`.
-fn follow(mirror: &mut Tables, tables: &Tables, dirty: &Dirty) {
+pub(super) fn follow(mirror: &mut Tables, tables: &Tables, dirty: &Dirty) {
     fn copy<K: Ord + Clone, V: Clone>(to: &mut BTreeMap<K, V>, from: &BTreeMap<K, V>, key: &K) {
         match from.get(key) {
             Some(value) => drop(to.insert(key.clone(), value.clone())),

@@ -113,6 +113,13 @@ impl Rulesets {
         }
     }
 
+    /// Gives every ruleset the id that `to` says; no two the same.
+    pub(super) fn rename(&mut self, to: impl Fn(u32) -> u32) {
+        let live = std::mem::take(&mut self.live).into_iter();
+        self.live = live.map(|(id, ruleset)| (to(id), ruleset)).collect();
+        self.ids.values_mut().for_each(|id| *id = to(*id));
+    }
+
     /// Takes out what nobody uses any more, sorted.
     pub(super) fn sweep(&mut self) -> Vec<(u32, Ruleset)> {
         let mut idle = std::mem::take(&mut self.idle);

@@ -24,6 +24,8 @@ mod keys;
 mod pods;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod restart;
 mod step;
 #[cfg(test)]
 mod tests;

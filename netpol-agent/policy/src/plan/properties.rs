@@ -8,7 +8,7 @@ use std::{
 use netpol_common::tables::{CELL_ALL, CLASS_ANY, Cell, CellKey, PortsChunk, PortsKey, RULESET_HAS_ANY};
 use proptest::{collection::vec, prelude::*};
 
-use super::*;
+use super::{restart::restarted, *};
 use crate::{
     compile::Compiler,
     generate::{self, LOCAL_NODE, Readable, Shape},
@@ -263,7 +263,7 @@ impl<'a> Kernel<'a> {
     }
 }
 
-fn probes(old: &Snapshot, new: &Snapshot) -> Vec<IpAddr> {
+pub(super) fn probes(old: &Snapshot, new: &Snapshot) -> Vec<IpAddr> {
     let ends = generate::ends(old).into_iter().chain(generate::ends(new));
     let addresses: BTreeSet<_> = ends.map(|end| end.address()).collect();
     addresses.into_iter().collect()
@@ -299,7 +299,7 @@ fn without_flags(plan: Plan) -> Vec<Step> {
         .collect()
 }
 
-fn shape() -> Shape {
+pub(super) fn shape() -> Shape {
     Shape {
         policies: 5,
         rules: 3,
@@ -307,18 +307,18 @@ fn shape() -> Shape {
     }
 }
 
-fn batches() -> impl Strategy<Value = Vec<Vec<Event>>> {
+pub(super) fn batches() -> impl Strategy<Value = Vec<Vec<Event>>> {
     vec(vec(generate::events(shape()), 1..6), 1..4)
 }
 
-fn compiled(snapshot: &Snapshot, ids: IdSource) -> Compiler {
+pub(super) fn compiled(snapshot: &Snapshot, ids: IdSource) -> Compiler {
     let mut compiler = Compiler::with_ids(LOCAL_NODE.into(), ids);
     compiler.load(snapshot);
     compiler
 }
 
 /// A plan is checked write by write for every pod and peer: dear, so few by default.
-fn config() -> ProptestConfig {
+pub(super) fn config() -> ProptestConfig {
     let asked = std::env::var("PROPTEST_CASES").is_ok();
     let config = ProptestConfig::default();
     ProptestConfig {
@@ -366,9 +366,7 @@ proptest! {
         let interrupted = plan(old.tables(), next.tables(), Scope::Everything, &mut next.ids());
         let actual = follow(&interrupted, old.tables(), next.tables(), &probes, killed_after);
 
-        let beside = IdSource::new(1);
-        beside.pass(&actual);
-        let restarted = compiled(&second, beside);
+        let restarted = restarted(&second, &actual);
         let mut ids = restarted.ids();
         let rest = plan(&actual, restarted.tables(), Scope::Everything, &mut ids);
         follow(&rest, &actual, restarted.tables(), &probes, usize::MAX);

@@ -162,6 +162,21 @@ impl Maps {
         self.state.store(state::EPOCH, 0, self.epoch() + 1);
     }
 
+    /// Whether every flow that was judged by what is no more is known to be judged again.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.state.load(state::SETTLED, 0) == self.epoch() + 1
+    }
+
+    /// From now on verdicts may change before the epoch moves.
+    pub(crate) fn unsettle(&mut self) {
+        self.state.store(state::SETTLED, 0, 0);
+    }
+
+    /// Verdicts are those of this epoch, until [`Self::unsettle`].
+    pub(crate) fn settle(&mut self) {
+        self.state.store(state::SETTLED, 0, self.epoch() + 1);
+    }
+
     /// `FLAG_*` bits.
     pub(crate) fn flags(&self) -> u64 {
         self.state.load(state::FLAGS, 0)

@@ -135,6 +135,12 @@ impl Datapath {
             // be judged already to the programs that are in force until ours are.
             maps.set_epoch(maps.epoch().max(takeover.epoch()?) + 2);
         }
+        if !maps.is_settled() {
+            // An agent was killed before it moved the epoch, or a version that does not say. What it wrote may be just what is
+            // wanted: then nothing would be written, and what was revoked would go on.
+            maps.move_epoch();
+            maps.settle();
+        }
         let hz = match maps.config()?.hz {
             0 => measure_hz(&mut ebpf)?,
             // Pins do not outlive the kernel that wrote this.
