@@ -49,6 +49,8 @@ nodes=$(kind get nodes --name "$name")
 engine=docker
 command -v docker >/dev/null || engine=podman
 for node in $nodes; do
+    # A node is a container, in which nobody mounts one; netpol refuses to pin anywhere else.
+    "$engine" exec "$node" mount -t bpf bpf /sys/fs/bpf
     "$engine" exec --interactive "$node" tar -xz -C /opt/cni/bin <"$dir/plugins.tgz"
     "$engine" exec "$node" sysctl --quiet --write net.bridge.bridge-nf-call-iptables=1 || true
 done

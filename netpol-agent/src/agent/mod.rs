@@ -149,6 +149,7 @@ struct Agent {
     policies: Names,
     shared: Arc<Shared>,
     started: u64,
+    taint: taint::Removal,
 }
 
 impl Agent {
@@ -189,6 +190,7 @@ impl Agent {
             policies: Names::default(),
             shared,
             started: now(),
+            taint: taint::Removal::default(),
         };
         agent.name_policies();
         agent.look_for_effects();
@@ -206,9 +208,9 @@ impl Agent {
         if self.config.once {
             return self.outcome();
         }
-        self.remove_taint();
         let mut begun = Instant::now();
         loop {
+            self.remove_taint();
             let idle = Instant::now();
             let wake = sleep_until(self.next_look());
             let mut closely = false;
@@ -289,26 +291,14 @@ impl Agent {
         self.births.ignore(self.datapath.pod_devices());
     }
 
-    fn remove_taint(&self) {
-        let Some(watcher) = self.source.kubernetes().filter(|_| self.config.remove_taint) else {
-            return;
-        };
-        if !self.failures.is_empty() {
-            tracing::warn!(
-                taint = taint::KEY,
-                "not everything is in force: the start-up taint stays"
-            );
-            return;
-        }
-        let (client, runtime) = watcher.client();
-        drop(runtime.spawn(taint::remove(client, self.config.node.clone())));
-    }
-
     /// Takes in what the source says, and tells what it concerns.
     fn take(&mut self, change: Change, came: Instant) -> Concern {
         let mut concern = Concern::Nothing;
         let mut policies = false;
         for event in change.events {
+            if matches!(&event, Event::Node(node) if *node.name == *self.known.node) {
+                self.taint.node_came();
+            }
             let its = self.known.concern(&event, &self.compiler);
             if its > Concern::Nothing {
                 let completed = self.assigned.completed(event.clone(), &self.known.pods);

@@ -37,14 +37,14 @@ pub(super) struct Args {
 /// From then on nothing is enforced.
 pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     if !args.wait {
-        print(args, &cleanup::cleanup(&args.pin, args.force)?)?;
+        clean(args)?;
         return Ok(Exit::Ok);
     }
     // From before there is anything to lose: who sends a signal early is heard, too.
     let signals = ending();
     signals.thread_block().context("blocking signals")?;
     let hold = loop {
-        print(args, &cleanup::cleanup(&args.pin, args.force)?)?;
+        clean(args)?;
         let hold = Hold::new(&args.pin)?;
         // An agent may have come and gone before the pins were ours.
         if hold.as_ref().is_none_or(Hold::is_empty) {
@@ -57,6 +57,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
         hold.end();
     }
     Ok(Exit::Ok)
+}
+
+/// What can be removed is, and told, before what was not named is refused.
+fn clean(args: &Args) -> anyhow::Result<()> {
+    print(args, &cleanup::cleanup(&args.pin, args.force)?)?;
+    cleanup::refuse_others(&args.pin)?;
+    Ok(())
 }
 
 fn ending() -> SigSet {
@@ -108,11 +115,12 @@ fn print(args: &Args, removed: &cleanup::Removed) -> anyhow::Result<()> {
     } else {
         writeln!(
             out,
-            "removed {}, {}, {} and {}: no policy is enforced any more",
+            "removed {}, {}, {} and {}: nothing below {} is enforced any more",
             count(removed.attachments, "attachment", "attachments"),
             count(removed.programs, "program", "programs"),
             count(removed.maps, "map", "maps"),
-            count(removed.files.len(), "file", "files")
+            count(removed.files.len(), "file", "files"),
+            args.pin.display()
         )?;
     }
     out.flush()?;

@@ -108,6 +108,12 @@ pub enum Error {
         /// Where we are.
         ours: String,
     },
+    /// There are pins for this network namespace that `cleanup` was not told of.
+    #[error(
+        "policy is still enforced here by what is pinned below {}, which --pin does not name: run `netpol-agent cleanup --pin DIR` for each of them (in a pod: NETPOL_PIN, or Helm's `pin`, as the agents had it)",
+        .0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    Elsewhere(Vec<PathBuf>),
     /// A pinned map is not what this version expects.
     #[error(
         "the pinned map {} has {found}, this version needs {expected}: run `netpol-agent cleanup` (this removes enforcement until the next run)",

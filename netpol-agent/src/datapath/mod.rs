@@ -12,6 +12,7 @@ pub mod cleanup;
 pub mod cni;
 pub mod conntrack;
 pub mod devices;
+mod elsewhere;
 pub mod error;
 mod grace;
 pub mod kernel;

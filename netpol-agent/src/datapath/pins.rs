@@ -227,6 +227,12 @@ impl Pins {
         Ok(self.files()?.into_iter().next())
     }
 
+    /// Whether an agent has made this directory.
+    pub(crate) fn is_tree(&self) -> bool {
+        let marker = fs::read_link(self.namespace());
+        self.version().is_some() && marker.is_ok_and(|marker| marker.to_string_lossy().starts_with("net:["))
+    }
+
     /// Whether the devices are those of the calling thread's network namespace.
     pub(crate) fn is_here(&self) -> Result<bool> {
         let ours = own_namespace()?;

@@ -296,3 +296,35 @@ fn a_cleanup_that_waits_keeps_agents_out() {
     assert!(waiting.wait(Duration::from_secs(10)).unwrap().success());
     assert!(!pins.exists());
 }
+
+/// Who cleans the wrong place is told so, and the nodes that share the file system are left alone.
+#[test]
+fn cleanup_refuses_to_call_clean_what_is_pinned_elsewhere() {
+    let pods = [app("a", 1, 10), app("b", 2, 11)];
+    let mut cluster = town(2, Options::default(), &pods);
+    cluster.write(&text(&pods, &[ingress("a", &[])])).unwrap();
+    cluster.start().unwrap();
+    let _servers = serve(&cluster, &["a"]);
+    for node in [1, 2] {
+        cluster.node_mut(node).kill_agent().unwrap();
+    }
+    let clean = |cluster: &Cluster, pin: &str, wait: &[&str]| {
+        let mut command = Command::new(binary().unwrap());
+        command.args(["cleanup", "--pin", pin]).args(wait).stdin(Stdio::null());
+        let done = cluster.node(1).namespace.run(|| command.output()).unwrap();
+        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    };
+    let pins = [1, 2].map(|node| cluster.node(node).pins.to_str().unwrap().to_owned());
+    let wrong = cluster.rig.pins().join("mistyped");
+    for wait in [&[][..], &["--wait"]] {
+        let (code, said) = clean(&cluster, wrong.to_str().unwrap(), wait);
+        let (refusal, left_alone) = (said.lines().last().unwrap(), &pins[1]);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(refusal.contains(&pins[0]) && !refusal.contains(left_alone), "{said}");
+    }
+    assert_closed(&cluster, "b", "a");
+    // The node's own place is clean, whatever the other node has.
+    assert_eq!(clean(&cluster, &pins[0], &[]).0, Some(0));
+    assert_open(&cluster, "b", "a");
+    assert!(!names(Path::new(&pins[1])).is_empty());
+}

@@ -37,6 +37,21 @@ pub(super) fn objects(documents: Vec<Value>) -> Result<Objects> {
     Ok(objects)
 }
 
+/// Puts containers' variables in the order of their names: kustomize puts those that it changes first. Where the order has a
+/// meaning, [`super::valid`] looks at it.
+pub(super) fn sort_variables(objects: &mut Objects) {
+    for object in objects.values_mut() {
+        for containers in ["containers", "initContainers"] {
+            let containers = object.pointer_mut(&format!("/spec/template/spec/{containers}"));
+            for container in containers.and_then(Value::as_array_mut).into_iter().flatten() {
+                if let Some(env) = container.get_mut("env").and_then(Value::as_array_mut) {
+                    env.sort_by_key(|variable| variable["name"].to_string());
+                }
+            }
+        }
+    }
+}
+
 /// Each difference in one line: the object, the field, both values.
 pub(super) fn differences(one: (&str, &Objects), other: (&str, &Objects)) -> Vec<String> {
     let mut found = Vec::new();

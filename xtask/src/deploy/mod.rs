@@ -2,14 +2,16 @@
 
 mod compare;
 mod renderers;
+mod valid;
 mod yaml;
 
 use std::{fs, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
 
 use self::{
-    compare::{Objects, differences, objects},
+    compare::{Objects, differences, objects, sort_variables},
     renderers::Renderers,
 };
 use crate::ui::{root, say};
@@ -30,6 +32,16 @@ pub(crate) fn helm() -> Result<Option<std::path::PathBuf>> {
 const SAME: &[(Kustomization, &[&str])] = &[
     (Kustomization::At("base"), &[]),
     (Kustomization::At("cleanup"), &["cleanup.enabled=true"]),
+    // Nodes that an agent is not for any more are cleaned, too.
+    (
+        Kustomization::At("cleanup"),
+        &[
+            "cleanup.enabled=true",
+            r"text:nodeSelector.netpol\.io/enforce=true",
+            "tolerations=null",
+            "metrics.podMonitor.enabled=true",
+        ],
+    ),
     (
         Kustomization::At("overlays/kind"),
         &[
@@ -55,10 +67,27 @@ const SAME: &[(Kustomization, &[&str])] = &[
         ],
     ),
     (
-        Kustomization::With("start-up-taint"),
+        Kustomization::With(&["start-up-taint"]),
         &["startUpTaint.remove=true"],
     ),
-    (Kustomization::With("sys-admin"), &["readPodNamespaces=true"]),
+    (Kustomization::With(&["sys-admin"]), &["readPodNamespaces=true"]),
+    (
+        Kustomization::With(&["memlock"]),
+        &["extraCapabilities={SYS_RESOURCE}"],
+    ),
+    // All at once, as far as they are not of two kinds of cluster.
+    (
+        Kustomization::With(&["k3s", "audit", "sys-admin", "memlock"]),
+        &[
+            "apiServer.host=127.0.0.1",
+            "apiServer.port=6444",
+            "unknownPods=allow",
+            r"log.level=info\,netpol_agent=debug",
+            r"text:nodeSelector.netpol\.io/enforce=true",
+            "readPodNamespaces=true",
+            "extraCapabilities={SYS_RESOURCE}",
+        ],
+    ),
 ];
 
 /// Values that the chart's schema must refuse, and what the refusal must name.
@@ -70,9 +99,23 @@ const REFUSED: &[(&str, &str)] = &[
     ("listen.port=0", "/listen/port"),
     ("listen.port=65536", "/listen/port"),
     ("listen.address=::", "/listen/address"),
+    ("config.pin=/sys/fs/bpf/other", "pin"),
+    ("config.state=/run/other", "state"),
+    ("config.unknown-pods=allow", "unknown-pods"),
+    ("config.map-size.cells=-1", "/config/map-size/cells"),
+    ("extraEnv[0].name=NETPOL_PIN", "/extraEnv/0/name"),
+    ("extraEnv[0].name=NETPOL_STATE", "/extraEnv/0/name"),
+    ("extraEnv[0].name=NETPOL_LISTEN", "/extraEnv/0/name"),
+    ("extraEnv[0].name=KUBERNETES_SERVICE_HOST", "/extraEnv/0/name"),
     ("unknownPods=maybe", "/unknownPods"),
     ("startUpTaint.remove=perhaps", "/startUpTaint/remove"),
     ("extraCapabilities={ALL}", "/extraCapabilities/0"),
+    ("extraCapabilities={SYS_ADMIN}", "/extraCapabilities/0"),
+    ("apiServer.host=10.0.0.1", "/apiServer/port"),
+    ("apiServer.port=6443", "/apiServer/port"),
+    (r"podLabels.app\.kubernetes\.io/name=other", "podLabels"),
+    (r"metrics.podMonitor.labels.helm\.sh/chart=other", "labels"),
+    (r"podAnnotations.prometheus\.io/port=text", "podAnnotations"),
     ("paths.cni=relative", "/paths/cni"),
     ("pin=/sys/fs/bpf/net.pol", "/pin"),
     ("maxUnavailable=0", "/maxUnavailable"),
@@ -88,8 +131,8 @@ const REFUSED: &[(&str, &str)] = &[
 enum Kustomization {
     /// A directory below `deploy/kustomize`.
     At(&'static str),
-    /// The base with a component.
-    With(&'static str),
+    /// The base with components.
+    With(&'static [&'static str]),
 }
 
 /// The verb.
@@ -99,6 +142,7 @@ pub(crate) fn run(_: &Args) -> Result<ExitCode> {
     for (kustomization, values) in SAME {
         faults.extend(same(&renderers, *kustomization, values)?);
     }
+    faults.extend(everything(&renderers)?);
     renderers.lint()?;
     faults.extend(refusals(&renderers));
     faults.extend(versions()?);
@@ -125,6 +169,7 @@ fn plain(renderers: &Renderers) -> Result<Vec<String>> {
         let plain = rendered(&text).with_context(|| format!("reading deploy/{file}"))?;
         ensure!(!plain.is_empty(), "deploy/{file} has no objects");
         let built = kustomize(renderers, Kustomization::At(dir))?;
+        faults.extend(valid::faults(file, &plain));
         faults.extend(differences((file, &plain), (dir, &built)));
     }
     Ok(faults)
@@ -136,38 +181,46 @@ fn same(renderers: &Renderers, kustomization: Kustomization, values: &[&str]) ->
     let mut chart = rendered(&renderers.helm(values)?)?;
     let name = format!("{kustomization:?}");
     let shown = format!("the chart with {values:?}");
+    let mut faults = valid::faults(&name, &built);
+    faults.extend(valid::faults(&shown, &chart));
     if values.contains(&"cleanup.enabled=true") {
         // An upgrade keeps the account and its role; the uninstall takes them.
         let before = chart.len();
         chart.retain(|id, _| id.starts_with("DaemonSet "));
         ensure!(before == 4, "{shown} has {before} objects, not 4");
-        return Ok(differences((&name, &built), (&shown, &chart)));
-    }
-    // Helm makes the namespace by --create-namespace, and the chart only where it is asked to.
-    let namespace = "Namespace /netpol-system";
-    if let Some(object) = built.remove(namespace) {
+    } else {
+        // Helm makes the namespace by --create-namespace, and the chart only where it is asked to.
+        let namespace = "Namespace /netpol-system";
+        let Some(object) = built.remove(namespace) else {
+            bail!("{name} has no namespace");
+        };
         let asked = rendered(&renderers.helm(&["namespace.create=true"])?)?;
         let ours = Objects::from([(namespace.to_owned(), object)]);
         let theirs: Objects = asked.into_iter().filter(|(id, _)| id == namespace).collect();
-        let mut faults = differences((&name, &ours), ("the chart with namespace.create", &theirs));
-        faults.extend(differences((&name, &built), (&shown, &chart)));
-        return Ok(faults);
+        faults.extend(differences((&name, &ours), ("the chart with namespace.create", &theirs)));
     }
-    bail!("{name} has no namespace")
+    sort_variables(&mut built);
+    sort_variables(&mut chart);
+    faults.extend(differences((&name, &built), (&shown, &chart)));
+    Ok(faults)
 }
 
 fn kustomize(renderers: &Renderers, kustomization: Kustomization) -> Result<Objects> {
     let all = root().join("deploy/kustomize");
     let text = match kustomization {
         Kustomization::At(dir) => renderers.kustomize(&all.join(dir))?,
-        Kustomization::With(component) => {
+        Kustomization::With(components) => {
             // Beside the sources, as a kustomization names its parts by relative paths.
-            let dir = root().join("target/deploy-check").join(component);
+            let dir = root().join("target/deploy-check").join(components.join("-"));
             fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-            let up = Path::new("../../../deploy/kustomize");
+            let up = "../../../deploy/kustomize";
+            let components: Vec<_> = components
+                .iter()
+                .map(|component| format!("{up}/components/{component}"))
+                .collect();
             let file = format!(
-                "resources: [{0}/base]\ncomponents: [{0}/components/{component}]\n",
-                up.display()
+                "resources: [{up}/base]\ncomponents: [{}]\n",
+                components.join(", ")
             );
             fs::write(dir.join("kustomization.yaml"), file).context("writing a kustomization")?;
             renderers.kustomize(&dir)?
@@ -178,6 +231,42 @@ fn kustomize(renderers: &Renderers, kustomization: Kustomization) -> Result<Obje
 
 fn rendered(text: &str) -> Result<Objects> {
     objects(yaml::documents(text)?)
+}
+
+/// The chart with all its values set, with the agents and with what cleans up after them.
+fn everything(renderers: &Renderers) -> Result<Vec<String>> {
+    let file = root().join("xtask/src/deploy/everything.yaml");
+    let mut faults = Vec::new();
+    let (all, defaults) = (values(&file)?, values(&root().join("deploy/helm/netpol/values.yaml"))?);
+    unset(&defaults, &all, "", &mut faults);
+    for (values, daemon_set) in [
+        ("cleanup.enabled=false", "netpol-agent"),
+        ("cleanup.enabled=true", "netpol-cleanup"),
+    ] {
+        let objects = rendered(&renderers.helm_with(&file, &[values])?)?;
+        let shown = format!("the chart with everything set and {values}");
+        let id = format!("DaemonSet netpol-system/{daemon_set}");
+        ensure!(objects.contains_key(&id), "{shown} has no {id}");
+        faults.extend(valid::faults(&shown, &objects));
+    }
+    Ok(faults)
+}
+
+fn values(file: &Path) -> Result<Value> {
+    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    let documents = yaml::documents(&text).with_context(|| format!("reading {}", file.display()))?;
+    Ok(documents.into_iter().next().unwrap_or_default())
+}
+
+/// The values that have a default, and that `all` says nothing of.
+fn unset(defaults: &Value, all: &Value, at: &str, faults: &mut Vec<String>) {
+    for (key, value) in defaults.as_object().into_iter().flatten() {
+        let path = format!("{at}.{key}");
+        match all.get(key) {
+            None => faults.push(format!("everything.yaml does not set {path}")),
+            Some(ours) => unset(value, ours, &path, faults),
+        }
+    }
 }
 
 /// The wrong values that the chart takes, or refuses without a name.

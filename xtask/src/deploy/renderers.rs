@@ -56,6 +56,15 @@ impl Renderers {
 
     /// `helm template` of the chart with values as for `--set`, or after [`TEXT`] as for `--set-string`.
     pub(super) fn helm(&self, values: &[&str]) -> Result<String> {
+        output(&mut self.template(values))
+    }
+
+    /// The same with a file of values, which the others outrank.
+    pub(super) fn helm_with(&self, file: &Path, values: &[&str]) -> Result<String> {
+        output(self.template(values).arg("--values").arg(file))
+    }
+
+    fn template(&self, values: &[&str]) -> Command {
         let mut helm = Command::new(self.0.join("helm"));
         helm.args(["template", "netpol"])
             .arg(root().join("deploy/helm/netpol"))
@@ -66,7 +75,7 @@ impl Renderers {
                 None => helm.args(["--set", value]),
             };
         }
-        output(&mut helm)
+        helm
     }
 
     /// `helm lint --strict`

@@ -42,3 +42,12 @@ seLinuxOptions:
   value: {{ . | quote }}
 {{- end }}
 {{- end }}
+
+{{- /* Probes come to the node's address, where an agent that listens on loopback alone does not hear them. */}}
+{{- define "netpol.probeHost" -}}
+{{- if hasPrefix "127." .Values.listen.address -}}
+{{ .Values.listen.address }}
+{{- else if eq .Values.listen.address "[::1]" -}}
+::1
+{{- end -}}
+{{- end }}

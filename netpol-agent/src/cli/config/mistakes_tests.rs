@@ -107,6 +107,10 @@ fn a_variable_with_a_bad_value_is_named() {
         told.starts_with("NETPOL_LOG_FORMAT: invalid value 'xml'; [possible values: text, json]"),
         "{told}"
     );
+    let slip = "the environment has NETPOL_PINS, which is not read; help: did you mean NETPOL_PIN?";
+    for line in ["x cleanup", "x status", "x run --node=n"] {
+        assert_eq!(refused(line, "NETPOL_PINS", "/p"), slip);
+    }
     let told = refused("x run", "NETPOL_LOG", "a=b=c");
     assert!(told.starts_with("NETPOL_LOG: invalid value 'a=b=c': "), "{told}");
     let told = refused("x config", "NETPOL_NODE", "a/b");

@@ -23,6 +23,8 @@ use super::{BadInput, Cli};
 
 /// The verbs that a file is read for.
 const VERBS: [&str; 2] = ["run", "config"];
+/// The verbs that change something, or tell what would: variables that they do not read are told.
+const WARNED: [&str; 3] = ["run", "config", "cleanup"];
 /// Each says where objects come from: the one of the highest rank counts.
 const SOURCES: [&str; 2] = ["manifests", "kubeconfig"];
 const CONFIG: &str = "NETPOL_CONFIG";
@@ -87,12 +89,14 @@ pub(super) fn parse(args: &[OsString], variables: &[(OsString, OsString)]) -> Re
     let of_verb = verb.get_arguments().filter(|arg| arg.get_id() != "config");
     let global = root.get_arguments().filter(|arg| arg.is_global_set());
     let mut of_environment = environment::read(variables, of_verb.chain(global), &mut mistakes);
-    let (mut given, mut unread) = (BTreeMap::new(), Vec::new());
+    let names = variables
+        .iter()
+        .filter_map(|(name, _)| name.to_str().map(str::to_owned));
+    // A slip is one for every verb: `cleanup` with NETPOL_PINS would look in the wrong place and call it clean.
+    let mut unread = environment::unread(names, &root, &mut mistakes);
+    unread.retain(|_| WARNED.contains(&verb.get_name()));
+    let mut given = BTreeMap::new();
     if reads_file {
-        let names = variables
-            .iter()
-            .filter_map(|(name, _)| name.to_str().map(str::to_owned));
-        unread = environment::unread(names, &root, &run, &mut mistakes);
         let path = path(args, variables);
         given = path
             .as_deref()

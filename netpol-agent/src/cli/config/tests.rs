@@ -304,3 +304,36 @@ fn the_source_of_the_highest_rank_counts() {
         "the environment: has both manifests and kubeconfig; help: keep the one that is meant"
     );
 }
+
+/// The chart's `config` and `extraEnv` take every flag but those that its other values set or that `cleanup` must know.
+#[test]
+fn the_chart_knows_every_flag() {
+    const THE_CHARTS: [&str; 12] = [
+        "context",
+        "kubeconfig",
+        "listen",
+        "log",
+        "log-format",
+        "manifests",
+        "node",
+        "once",
+        "pin",
+        "remove-taint",
+        "state",
+        "unknown-pods",
+    ];
+    let schema = include_str!("../../../../deploy/helm/netpol/values.schema.json");
+    let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
+    let config = schema["properties"]["config"]["properties"].as_object().unwrap();
+    let root = Cli::command();
+    let run = root.find_subcommand("run").unwrap();
+    let mut free: Vec<&Arg> = file::settable(&root, run)
+        .filter(|arg| !THE_CHARTS.contains(&arg.get_long().unwrap()))
+        .collect();
+    free.sort_by_key(|arg| arg.get_long());
+    let keys: Vec<&str> = free.iter().filter_map(|arg| arg.get_long()).collect();
+    assert_eq!(config.keys().map(String::as_str).collect::<Vec<_>>(), keys);
+    let variables: Vec<&str> = free.iter().filter_map(|arg| arg.get_env()?.to_str()).collect();
+    let name = &schema["properties"]["extraEnv"]["items"]["properties"]["name"];
+    assert_eq!(name["anyOf"][0]["enum"], serde_json::json!(variables));
+}
