@@ -163,7 +163,11 @@ fn a_restart_needs_no_room_for_what_is_there() -> Result<()> {
     for _ in 0..2 {
         shop.cluster.node_mut(1).kill_agent()?;
         shop.cluster.start()?;
-        assert_eq!(epoch_and_cells(shop.cluster.node(1))?, before, "nothing is written again");
+        assert_eq!(
+            epoch_and_cells(shop.cluster.node(1))?,
+            before,
+            "nothing is written again"
+        );
         assert_eq!(shop.reach(), [true, false]);
     }
     shop.cluster.apply(&shop.yaml(&[many("app=other")]))?;
@@ -190,7 +194,12 @@ fn an_agent_killed_before_the_epoch_moved_is_made_up_for() -> Result<()> {
     let (epoch, _) = epoch_and_cells(shop.cluster.node(1))?;
     shop.cluster.apply(&shop.yaml(&[only("app=other")]))?;
     shop.cluster.node_mut(1).kill_agent()?;
-    let path = shop.cluster.node(1).pins.join(format!("v{ABI}/maps")).join(maps::STATE);
+    let path = shop
+        .cluster
+        .node(1)
+        .pins
+        .join(format!("v{ABI}/maps"))
+        .join(maps::STATE);
     let map = Map::from_map_data(MapData::from_pin(path)?)?;
     let mut words = Array::<_, u64>::try_from(map)?;
     words.set(state::EPOCH, epoch, 0)?;

@@ -46,7 +46,10 @@ pub(super) fn refuse(root: &Path) -> Result<()> {
 
 /// The highest directory of the file system that `path` is on, or would be.
 fn top(path: &Path) -> Result<PathBuf> {
-    let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let existing = path
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
     let failed = || Error::io(format!("looking at {}", existing.display()));
     let existing = fs::canonicalize(existing).map_err(failed())?;
     let device = |path: &Path| fs::metadata(path).map(|found| found.dev());

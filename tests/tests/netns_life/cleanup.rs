@@ -310,7 +310,10 @@ fn cleanup_refuses_to_call_clean_what_is_pinned_elsewhere() {
     }
     let clean = |cluster: &Cluster, pin: &str, wait: &[&str]| {
         let mut command = Command::new(binary().unwrap());
-        command.args(["cleanup", "--pin", pin]).args(wait).stdin(Stdio::null());
+        command
+            .args(["cleanup", "--pin", pin])
+            .args(wait)
+            .stdin(Stdio::null());
         let done = cluster.node(1).namespace.run(|| command.output()).unwrap();
         (done.status.code(), String::from_utf8(done.stderr).unwrap())
     };
@@ -320,7 +323,10 @@ fn cleanup_refuses_to_call_clean_what_is_pinned_elsewhere() {
         let (code, said) = clean(&cluster, wrong.to_str().unwrap(), wait);
         let (refusal, left_alone) = (said.lines().last().unwrap(), &pins[1]);
         assert_eq!(code, Some(2), "{said}");
-        assert!(refusal.contains(&pins[0]) && !refusal.contains(left_alone), "{said}");
+        assert!(
+            refusal.contains(&pins[0]) && !refusal.contains(left_alone),
+            "{said}"
+        );
     }
     assert_closed(&cluster, "b", "a");
     // The node's own place is clean, whatever the other node has.

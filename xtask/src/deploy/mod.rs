@@ -197,7 +197,10 @@ fn same(renderers: &Renderers, kustomization: Kustomization, values: &[&str]) ->
         let asked = rendered(&renderers.helm(&["namespace.create=true"])?)?;
         let ours = Objects::from([(namespace.to_owned(), object)]);
         let theirs: Objects = asked.into_iter().filter(|(id, _)| id == namespace).collect();
-        faults.extend(differences((&name, &ours), ("the chart with namespace.create", &theirs)));
+        faults.extend(differences(
+            (&name, &ours),
+            ("the chart with namespace.create", &theirs),
+        ));
     }
     sort_variables(&mut built);
     sort_variables(&mut chart);
@@ -237,7 +240,10 @@ fn rendered(text: &str) -> Result<Objects> {
 fn everything(renderers: &Renderers) -> Result<Vec<String>> {
     let file = root().join("xtask/src/deploy/everything.yaml");
     let mut faults = Vec::new();
-    let (all, defaults) = (values(&file)?, values(&root().join("deploy/helm/netpol/values.yaml"))?);
+    let (all, defaults) = (
+        values(&file)?,
+        values(&root().join("deploy/helm/netpol/values.yaml"))?,
+    );
     unset(&defaults, &all, "", &mut faults);
     for (values, daemon_set) in [
         ("cleanup.enabled=false", "netpol-agent"),

@@ -50,7 +50,10 @@ fn daemon_set(spec: &Value, add: &mut impl FnMut(String)) {
     }
     for (label, value) in selector.into_iter().flatten() {
         if labels[label] != *value {
-            add(format!("spec.selector wants {label}={value}, its pods have {}", labels[label]));
+            add(format!(
+                "spec.selector wants {label}={value}, its pods have {}",
+                labels[label]
+            ));
         }
     }
     let pod = &spec["template"]["spec"];
@@ -58,7 +61,10 @@ fn daemon_set(spec: &Value, add: &mut impl FnMut(String)) {
     if list(&pod["containers"]).is_empty() {
         add("no containers".to_owned());
     }
-    for container in list(&pod["containers"]).iter().chain(list(&pod["initContainers"])) {
+    for container in list(&pod["containers"])
+        .iter()
+        .chain(list(&pod["initContainers"]))
+    {
         self::container(container, &volumes, add);
     }
 }
@@ -172,13 +178,21 @@ mod tests {
         let container = "/spec/template/spec/containers/0";
         for (path, value, fault) in [
             ("/apiVersion".to_owned(), json!(""), "no apiVersion"),
-            ("/metadata/labels/a".to_owned(), json!(1), "labels.a is 1, not a string"),
+            (
+                "/metadata/labels/a".to_owned(),
+                json!(1),
+                "labels.a is 1, not a string",
+            ),
             (
                 "/spec/template/metadata/labels/a".to_owned(),
                 json!("c"),
                 "spec.selector wants a=\"b\", its pods have \"c\"",
             ),
-            (format!("{container}/image"), json!(""), "a container without image"),
+            (
+                format!("{container}/image"),
+                json!(""),
+                "a container without image",
+            ),
             (format!("{container}/env/1/name"), json!("X"), "env has X twice"),
             (
                 format!("{container}/env/0/name"),
