@@ -1,6 +1,6 @@
 //! From a configuration to a running agent.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
@@ -10,7 +10,7 @@ use super::{
     source::{Source, bad_input},
 };
 use crate::{
-    datapath::{Datapath, wakeups::Wakeups},
+    datapath::{Datapath, kernel::Kernel, wakeups::Wakeups},
     serve::{self, Shared},
 };
 
@@ -24,7 +24,9 @@ const ALIVE: Duration = Duration::from_secs(5);
 /// # Errors
 /// The source or the data path can not be opened at all, or, with `once`, something could not be put in force.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    // First of all: an address that is taken, or a kubeconfig that is none, changes nothing.
+    // Without waiting for an API server: a machine that can't enforce says so at once.
+    Kernel::probe(config.datapath.pins.root())?;
+    // An address that is taken, or a kubeconfig that is none, changes nothing.
     let mut source = Source::open(&config.from)?;
     let health = source.kubernetes().map(|watcher| watcher.health().clone());
     let shared = Arc::new(Shared::new(
@@ -58,9 +60,14 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             "everything is listed"
         );
         // Not before: what is refused until here leaves nothing behind.
-        let datapath = tokio::select! {
-            opened = Datapath::open_when_free(config.datapath.clone()) => opened?,
-            () = signals.next() => return Ok(()),
+        let mut opening = pin!(Datapath::open_when_free(config.datapath.clone()));
+        let datapath = loop {
+            tokio::select! {
+                opened = &mut opening => break opened?,
+                () = signals.next() => return Ok(()),
+                // Another agent may be long in ending.
+                () = sleep(ALIVE) => shared.alive(),
+            }
         };
         Agent::new(config, source, first, datapath, shared)
             .run(announcements, signals)

@@ -47,7 +47,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let Some(kernel) = Live::read(&pins)? else {
         let pin = args.pin.display();
         return Err(BadInput(format!(
-            "nothing is pinned below {pin}: no agent has run here, or --pin is another"
+            "nothing is pinned below {pin}: no agent has run here, one waits for its first list (its log and /readyz say for what), \
+             or --pin is another"
         ))
         .into());
     };

