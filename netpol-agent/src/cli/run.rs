@@ -89,7 +89,8 @@ pub(super) struct Args {
     #[arg(long, env = "NETPOL_POLICE_NODE")]
     police_node: bool,
 
-    /// The container runtime's CNI results: they say which veth is which pod's.
+    /// The container runtime's CNI results: they say which veth is which pod's. Where `DIR/../results` is not there,
+    /// `DIR/../cache/results` is read (cri-dockerd).
     #[arg(
         long,
         env = "NETPOL_CNI_CACHE",

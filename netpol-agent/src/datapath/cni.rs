@@ -124,25 +124,35 @@ type Version = (SystemTime, u64, u64);
 #[derive(Debug)]
 pub(crate) struct Cache {
     directory: PathBuf,
+    /// Where cri-dockerd has its own.
+    other: Option<PathBuf>,
     files: BTreeMap<PathBuf, (Version, Option<Attachment>)>,
 }
 
 impl Cache {
     pub(crate) fn new(directory: impl Into<PathBuf>) -> Self {
+        let directory = directory.into();
+        let of_results = directory.ends_with("results").then(|| directory.parent());
         Self {
-            directory: directory.into(),
+            other: of_results.flatten().map(|parent| parent.join("cache/results")),
+            directory,
             files: BTreeMap::new(),
         }
     }
 
+    /// The directory that is there; where there is none, the one that containerd and CRI-O make.
     pub(crate) fn directory(&self) -> &Path {
-        &self.directory
+        let other = self.other.as_deref().filter(|other| other.is_dir());
+        other
+            .filter(|_| !self.directory.is_dir())
+            .unwrap_or(&self.directory)
     }
 
     /// Looks again. Without a cache there is nothing.
     pub(crate) fn look(&mut self) -> Result<()> {
-        let failed = || format!("reading the CNI cache {}", self.directory.display());
-        let entries = match fs::read_dir(&self.directory) {
+        let directory = self.directory().to_owned();
+        let failed = || format!("reading the CNI cache {}", directory.display());
+        let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.files.clear();
@@ -254,6 +264,23 @@ mod tests {
             assert_eq!(name == "db-1", tick != SystemTime::UNIX_EPOCH);
         }
         fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn results_of_cri_dockerd_are_found() {
+        let root = std::env::temp_dir().join(format!("netpol-cni-docker-{}", std::process::id()));
+        let (own, other) = (root.join("results"), root.join("cache/results"));
+        let mut cache = Cache::new(&own);
+        assert_eq!(cache.directory(), own);
+        fs::create_dir_all(&other).unwrap();
+        fs::write(other.join("cbr0-5f0c-eth0"), FLANNEL).unwrap();
+        cache.look().unwrap();
+        assert_eq!((cache.directory(), cache.attachments().len()), (&*other, 1));
+        // What containerd and CRI-O write is the one that counts.
+        fs::create_dir_all(&own).unwrap();
+        cache.look().unwrap();
+        assert_eq!((cache.directory(), cache.attachments().len()), (&*own, 0));
+        fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]

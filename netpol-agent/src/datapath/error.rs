@@ -263,11 +263,14 @@ impl Error {
         }
     }
 
-    /// For metrics: `capacity`, `environment` or `kernel`.
+    /// What [`Self::kind`] gives.
+    pub const KINDS: [&str; 3] = ["capacity", "environment", "kernel"];
+
+    /// For metrics: one of [`Self::KINDS`].
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::TooSmall(_) | Self::TooManyPods(..) => "capacity",
+            Self::MapFull { .. } | Self::TooSmall(_) | Self::TooManyPods(..) => "capacity",
             error if error.is_environment() => "environment",
             _ => "kernel",
         }

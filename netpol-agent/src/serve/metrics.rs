@@ -176,7 +176,16 @@ impl Numbers<'_> {
             "Classes of addresses that the node's policies tell apart",
             report.classes as f64,
         );
+        let whole = |name: &String| {
+            let device = report.devices.iter().find(|device| device.name == *name);
+            device.is_some_and(|device| device.programs.len() == 2)
+        };
         let with_device = report.pods.iter().filter(|pod| !pod.devices.is_empty()).count();
+        let enforced = report
+            .pods
+            .iter()
+            .filter(|pod| !pod.devices.is_empty() && pod.devices.iter().all(whole))
+            .count();
         let state = |state: &str, count: usize| (vec![("state", state.to_owned())], count as f64);
         let unknown = report
             .devices
@@ -186,7 +195,8 @@ impl Numbers<'_> {
             "pods",
             "Pods of this node by state",
             [
-                state("enforced", with_device),
+                state("enforced", enforced),
+                state("unattached", with_device - enforced),
                 state("without-device", report.pods.len() - with_device),
                 state("unknown", unknown.count()),
             ],

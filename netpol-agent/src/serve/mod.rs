@@ -15,7 +15,7 @@ use std::{
 pub(crate) use self::server::start;
 use crate::{
     agent::latency::Latency,
-    datapath::{object::Pins, report::Report},
+    datapath::{Error, object::Pins, report::Report},
     source::kubernetes::health::{Health, Status},
 };
 
@@ -49,7 +49,8 @@ impl Shared {
             seen: Mutex::new(Seen {
                 report: None,
                 alive: Instant::now(),
-                errors: BTreeMap::new(),
+                // From nothing on, so that the first is an increase.
+                errors: Error::KINDS.map(|kind| (kind, 0)).into(),
             }),
         }
     }
