@@ -105,8 +105,9 @@ impl Cluster {
     pub(crate) fn space(&self, name: &str, labels: &[(&str, &str)]) -> Result<Space<'_>> {
         self.remove_namespace(name)?;
         self.kubectl.apply(&[namespace(name, labels)])?;
-        // Pods of a namespace whose service account is not there yet are refused.
-        until(Duration::from_secs(30), || {
+        // Pods of a namespace whose service account is not there yet are refused. After an outage of the API server the
+        // controllers that make it have lost their lease, and are long in coming back.
+        until(Duration::from_secs(120), || {
             self.kubectl
                 .run(&["get", "serviceaccount", "default", "-n", name])
         })?;
