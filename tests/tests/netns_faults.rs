@@ -14,7 +14,7 @@ use netpol_common::{ABI, event::maps, pod::state};
 use netpol_policy::model::Pod;
 use netpol_tests::{
     cluster::{Cluster, Node, Options, Policy, Talk, manifests, pod},
-    net::{Probe, Responder, Transport, probe},
+    net::{Probe, Responder, Transport, probe, wait_until},
 };
 use serde_json::Value as Json;
 
@@ -241,8 +241,12 @@ fn a_pod_whose_rules_find_no_room_stays_cut_off_also_after_a_restart() -> Result
     assert!(shop.trouble()?.0.contains("map nets4 is too small"));
     closed(&shop, "before");
     for when in ["once restarted", "twice restarted"] {
+        let pid = |shop: &Shop| shop.cluster.node(1).status()["agent"]["pid"].clone();
+        let before = pid(&shop);
         shop.cluster.node_mut(1).kill_agent()?;
         shop.start(&small)?;
+        // Until the new agent has done what it can, and has said so.
+        assert!(wait_until(Duration::from_secs(30), || Ok(pid(&shop) != before))?);
         closed(&shop, when);
         assert!(shop.trouble()?.0.contains("map nets4 is too small"), "{when}");
     }
