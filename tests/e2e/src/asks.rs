@@ -155,6 +155,18 @@ impl Asks {
         );
     }
 
+    /// The outside host asks by `from`, and `by` should answer; nobody where it is `None`.
+    pub(crate) fn outside(
+        &mut self,
+        from: IpAddr,
+        to: impl Into<String>,
+        by: Option<&str>,
+        what: impl Into<String>,
+    ) {
+        let expect = by.map_or(Expect::Denied, |by| Expect::By(by.to_owned()));
+        self.add(From::Outside(from), to, expect, what);
+    }
+
     /// After a change: soon everything is as expected, and then it stays so.
     ///
     /// # Errors

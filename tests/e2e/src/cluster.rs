@@ -288,6 +288,36 @@ impl Cluster {
             .map(drop)
     }
 
+    /// The local cluster's machine, for what only that can do.
+    ///
+    /// # Errors
+    /// The cluster is elsewhere.
+    pub(crate) fn machine(&self) -> Result<&Local> {
+        self.local.as_ref().context("the cluster is not on this machine")
+    }
+
+    /// The pods of a label, once all `count` of them have ended.
+    ///
+    /// # Errors
+    /// They have not.
+    pub(crate) fn ended(&self, namespace: &str, label: &str, count: usize) -> Result<Vec<Value>> {
+        let mut pods = self.kubectl.list(&["pods", "-n", namespace, "-l", label])?;
+        pods.retain(|pod| matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed")));
+        ensure!(pods.len() == count, "{} of {count} pods have ended", pods.len());
+        Ok(pods)
+    }
+
+    /// Removes the pods of a label at once.
+    ///
+    /// # Errors
+    /// kubectl's.
+    pub(crate) fn remove_pods(&self, namespace: &str, label: &str) -> Result<()> {
+        let words = ["delete", "pods", "-n", namespace, "-l", label];
+        self.kubectl
+            .run(&[&words[..], &["--grace-period=0", "--force"]].concat())
+            .map(drop)
+    }
+
     /// The host outside of the cluster; made when it is first asked for.
     ///
     /// # Errors
@@ -296,10 +326,7 @@ impl Cluster {
         if let Some(outside) = self.outside.get() {
             return Ok(outside);
         }
-        let local = self
-            .local
-            .as_ref()
-            .context("the cluster is not on this machine")?;
+        let local = self.machine()?;
         let probe = self
             .probe
             .as_ref()

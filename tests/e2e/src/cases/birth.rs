@@ -37,10 +37,7 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 fn birth(cluster: &Cluster, name: &str) -> Result<String> {
-    let local = cluster
-        .local
-        .as_ref()
-        .context("the cluster is not on this machine")?;
+    let local = cluster.machine()?;
     let space = cluster.space(&format!("e2e-{name}"), &[])?;
     let ns = space.name.as_str();
     let ingress = |rules: Value| json!({"policyTypes": ["Ingress"], "ingress": rules});
@@ -133,10 +130,11 @@ fn wave(cluster: &Cluster, local: &Local, ns: &str, round: usize) -> Result<Vec<
             .collect();
         // The senders have begun.
         thread::sleep(Duration::from_secs(1));
-        let born = cluster
-            .kubectl
-            .apply(&objects)
-            .and_then(|()| until(Duration::from_secs(90), || ended(cluster, ns, objects.len())));
+        let born = cluster.kubectl.apply(&objects).and_then(|()| {
+            until(Duration::from_secs(90), || {
+                cluster.ended(ns, "kind", objects.len())
+            })
+        });
         over.store(true, Relaxed);
         for sender in senders {
             sender
@@ -145,16 +143,7 @@ fn wave(cluster: &Cluster, local: &Local, ns: &str, round: usize) -> Result<Vec<
         }
         born
     })?;
-    cluster.kubectl.run(&[
-        "delete",
-        "pods",
-        "-n",
-        ns,
-        "-l",
-        "kind",
-        "--grace-period=0",
-        "--force",
-    ])?;
+    cluster.remove_pods(ns, "kind")?;
     Ok(born.into_iter().map(|pod| (pod, targets.clone())).collect())
 }
 
@@ -196,14 +185,6 @@ fn send(cluster: &Cluster, ns: &str, node: &str, targets: &[IpAddr], over: &Atom
         cluster.kubectl.exec(ns, &format!("hammer-{node}"), &words)?;
     }
     Ok(())
-}
-
-fn ended(cluster: &Cluster, ns: &str, count: usize) -> Result<Vec<Value>> {
-    let pods = cluster.kubectl.list(&["pods", "-n", ns, "-l", "kind"])?;
-    let done = |pod: &&Value| matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-    let done: Vec<Value> = pods.iter().filter(done).cloned().collect();
-    ensure!(done.len() == count, "{} of {count} pods have ended", done.len());
-    Ok(done)
 }
 
 /// What the new pods said.

@@ -4,19 +4,18 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     Case, LOCAL, TWO, case,
-    nodes::{addresses, node_pods, outsiders},
+    nodes::{PORT, addresses, node_pods, of_nodes, outsiders, picky, servers, ways_out},
 };
 use crate::{
-    asks::{Asks, Expect, From, tcp_to},
-    cluster::{Cluster, Node},
-    objects::{Pod, block, pods, policy, service, tcp},
+    asks::{Asks, tcp_to},
+    cluster::Cluster,
+    objects::{Pod, block, pods, service},
 };
 
-const PORT: u16 = 8080;
 const HOST_PORT: u16 = 18082;
 
 /// The cases.
@@ -43,22 +42,6 @@ pub(super) fn cases() -> Vec<Case> {
     ]
 }
 
-/// `open`, which wants everybody, and `picky`, which wants some: both on one node.
-fn servers(ns: &str, node: &Node) -> [Pod; 2] {
-    ["open", "picky"].map(|name| Pod::server(ns, name, &[("app", name)], &[PORT], &[]).on(&node.name))
-}
-
-/// Whom `picky` lets in.
-fn picky(ns: &str, from: &Value) -> Value {
-    let ingress = json!([{"from": from, "ports": [tcp(PORT)]}]);
-    policy(
-        ns,
-        "picky",
-        &[("app", "picky")],
-        json!({"policyTypes": ["Ingress"], "ingress": ingress}),
-    )
-}
-
 fn node_port_local(cluster: &Cluster, name: &str) -> Result<String> {
     let space = cluster.space(&format!("e2e-{name}"), &[])?;
     let ns = space.name.as_str();
@@ -71,26 +54,13 @@ fn node_port_local(cluster: &Cluster, name: &str) -> Result<String> {
         }
     }
     cluster.start(&all)?;
-    let of = |app: &str| {
-        let ports = json!([{"port": 80, "targetPort": PORT}]);
-        let spec = json!({"type": "NodePort", "externalTrafficPolicy": "Local", "selector": {"app": app}, "ports": ports});
-        service(ns, app, spec)
-    };
+    let of = |app: &str| of_nodes(ns, app, app, "Local");
     cluster.kubectl.apply(&[of("open"), of("picky")])?;
     let (open, picky_port) = (cluster.node_port(ns, "open")?, cluster.node_port(ns, "picky")?);
-    let egress = |kind: &str, rules: Value| {
-        let spec = json!({"policyTypes": ["Egress"], "egress": rules});
-        policy(ns, kind, &[("kind", kind)], spec)
-    };
-    let nodes: Vec<_> = addresses(here).chain(addresses(there)).map(block).collect();
-    cluster.kubectl.apply(&[
-        picky(ns, &json!([pods(&[("kind", "friend")])])),
-        egress(
-            "right",
-            json!([{"to": [pods(&[("app", "open")])], "ports": [tcp(PORT)]}]),
-        ),
-        egress("wrong", json!([{"to": nodes, "ports": [tcp(open)]}])),
-    ])?;
+    let [right, wrong] = ways_out(ns, "open", addresses(here).chain(addresses(there)), open);
+    cluster
+        .kubectl
+        .apply(&[picky(ns, &json!([pods(&[("kind", "friend")])])), right, wrong])?;
     let mut asks = Asks::default();
     let (node_here, node_there) = (format!("node-{}", here.name), format!("node-{}", there.name));
     for address in addresses(here) {
@@ -192,16 +162,9 @@ fn host_port(cluster: &Cluster, name: &str) -> Result<String> {
         );
         let of_family = |from: &&IpAddr| from.is_ipv4() == address.is_ipv4();
         for from in good.iter().chain(&bad).filter(of_family) {
-            let from_outside = |asks: &mut Asks, to: &str, expect, what: &str| {
-                asks.add(From::Outside(*from), to, expect, what);
-            };
-            let wanted = match good.contains(from) {
-                true => Expect::By("picky".to_owned()),
-                false => Expect::Denied,
-            };
-            from_outside(&mut asks, &to_picky, wanted, "the source is kept");
-            let everybody = Expect::By("open".to_owned());
-            from_outside(&mut asks, &to_open, everybody, "everybody is wanted");
+            let wanted = good.contains(from).then_some("picky");
+            asks.outside(*from, &to_picky, wanted, "the source is kept");
+            asks.outside(*from, &to_open, Some("open"), "everybody is wanted");
         }
     }
     asks.settle(cluster)?;
@@ -248,16 +211,7 @@ fn load_balancer(cluster: &Cluster, name: &str) -> Result<String> {
             for from in good.iter().chain(&bad).filter(of_family) {
                 // Behind Cluster everybody has the node's address, which no rule names.
                 let wanted = app == "open" || keeps == "Local" && good.contains(from);
-                let expect = match wanted {
-                    true => Expect::By(app.to_owned()),
-                    false => Expect::Denied,
-                };
-                asks.add(
-                    From::Outside(*from),
-                    to.clone(),
-                    expect,
-                    format!("{keeps}, {app}"),
-                );
+                asks.outside(*from, &to, wanted.then_some(app), format!("{keeps}, {app}"));
             }
         }
     }

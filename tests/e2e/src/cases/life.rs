@@ -81,10 +81,7 @@ fn next(cluster: &Cluster, node: &str, address: IpAddr) -> Result<()> {
         anyhow::bail!("{address} is not IPv4")
     };
     let before = std::net::Ipv4Addr::from_bits(v4.to_bits() - 1);
-    let local = cluster
-        .local
-        .as_ref()
-        .context("the cluster is not on this machine")?;
+    let local = cluster.machine()?;
     let script = format!(
         "for file in {}; do
            [ ! -e $file ] || ! grep -q '\\.' $file || printf %s {before} >$file
@@ -104,10 +101,7 @@ fn completed(cluster: &Cluster, name: &str) -> Result<String> {
     let (here, _) = cluster.two();
     let done = scene.run(&scene.first("done", "friend"))?;
     let address = first_v4(&done)?;
-    let local = cluster
-        .local
-        .as_ref()
-        .context("the cluster is not on this machine")?;
+    let local = cluster.machine()?;
     // kubelet gives the address back soon after; the object keeps it.
     until(Duration::from_secs(60), || {
         local.in_node(&here.name, &format!("! {{ {}; }}", is_leased(address)))
@@ -130,10 +124,7 @@ fn completed(cluster: &Cluster, name: &str) -> Result<String> {
 fn reused(cluster: &Cluster, name: &str) -> Result<String> {
     let scene = Scene::start(cluster, name)?;
     let (here, _) = cluster.two();
-    let local = cluster
-        .local
-        .as_ref()
-        .context("the cluster is not on this machine")?;
+    let local = cluster.machine()?;
     let friend = Pod::server(scene.ns(), "friend", &[("role", "friend")], &[], &[]).on(&here.name);
     let rounds = if cluster.whole { 5 } else { 2 };
     let (mut quick, mut longest) = (0, Duration::ZERO);

@@ -3,17 +3,17 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Case, LOCAL, TWO, case};
 use crate::{
-    asks::{Asks, Expect, From, tcp_to},
+    asks::{Asks, tcp_to},
     cluster::{Cluster, Node},
     local::Outside,
     objects::{Pod, block, pods, policy, service, tcp},
 };
 
-const PORT: u16 = 8080;
+pub(super) const PORT: u16 = 8080;
 const HOST_PORT: u16 = 18080;
 
 /// The cases.
@@ -62,46 +62,68 @@ pub(super) fn addresses(node: &Node) -> impl Iterator<Item = IpAddr> + '_ {
     node.addresses.iter().copied()
 }
 
+/// `open`, which wants everybody, and `picky`, which wants some: both on one node.
+pub(super) fn servers(ns: &str, node: &Node) -> [Pod; 2] {
+    ["open", "picky"].map(|name| Pod::server(ns, name, &[("app", name)], &[PORT], &[]).on(&node.name))
+}
+
+/// Whom `picky` lets in.
+pub(super) fn picky(ns: &str, from: &Value) -> Value {
+    let ingress = json!([{"from": from, "ports": [tcp(PORT)]}]);
+    policy(
+        ns,
+        "picky",
+        &[("app", "picky")],
+        json!({"policyTypes": ["Ingress"], "ingress": ingress}),
+    )
+}
+
+/// `right` may go to the pods behind `app`, `wrong` to the nodes and their port.
+pub(super) fn ways_out(ns: &str, app: &str, nodes: impl Iterator<Item = IpAddr>, port: u16) -> [Value; 2] {
+    let nodes: Vec<_> = nodes.map(block).collect();
+    let egress = |kind: &str, to: Value, port: u16| {
+        let rules = json!([{"to": to, "ports": [tcp(port)]}]);
+        let spec = json!({"policyTypes": ["Egress"], "egress": rules});
+        policy(ns, kind, &[("kind", kind)], spec)
+    };
+    [
+        egress("right", json!([pods(&[("app", app)])]), PORT),
+        egress("wrong", json!(nodes), port),
+    ]
+}
+
+/// A NodePort of `app`'s pods.
+pub(super) fn of_nodes(ns: &str, name: &str, app: &str, keeps: &str) -> Value {
+    let ports = json!([{"port": 80, "targetPort": PORT}]);
+    let spec =
+        json!({"type": "NodePort", "externalTrafficPolicy": keeps, "selector": {"app": app}, "ports": ports});
+    service(ns, name, spec)
+}
+
 fn node_port(cluster: &Cluster, name: &str) -> Result<String> {
     let space = cluster.space(&format!("e2e-{name}"), &[])?;
     let ns = space.name.as_str();
     let (here, there) = cluster.two();
     let client = |name: &str, kind: &str| Pod::server(ns, name, &[("kind", kind)], &[], &[]).on(&here.name);
     let mut all = node_pods(cluster, ns);
+    all.extend(servers(ns, here));
     all.extend([
-        Pod::server(ns, "open", &[("app", "open")], &[PORT], &[]).on(&here.name),
-        Pod::server(ns, "picky", &[("app", "picky")], &[PORT], &[]).on(&here.name),
         client("friend", "friend"),
         client("stranger", "stranger"),
         client("right", "right"),
         client("wrong", "wrong"),
     ]);
     cluster.start(&all)?;
-    let of = |app: &str| {
-        let ports = json!([{"port": 80, "targetPort": PORT}]);
-        service(
-            ns,
-            app,
-            json!({"type": "NodePort", "selector": {"app": app}, "ports": ports}),
-        )
-    };
+    let of = |app: &str| of_nodes(ns, app, app, "Cluster");
     cluster.kubectl.apply(&[of("open"), of("picky")])?;
-    let (open, picky) = (cluster.node_port(ns, "open")?, cluster.node_port(ns, "picky")?);
-    let nodes: Vec<_> = addresses(here).chain(addresses(there)).map(block).collect();
-    let egress = |rules| json!({"policyTypes": ["Egress"], "egress": rules});
-    cluster.kubectl.apply(&[
-        policy(
-            ns,
-            "picky",
-            &[("app", "picky")],
-            json!({"policyTypes": ["Ingress"], "ingress": [{"from": [pods(&[("kind", "friend")])], "ports": [tcp(PORT)]}]}),
-        ),
-        policy(ns, "right", &[("kind", "right")], egress(json!([{"to": [pods(&[("app", "open")])], "ports": [tcp(PORT)]}]))),
-        policy(ns, "wrong", &[("kind", "wrong")], egress(json!([{"to": nodes, "ports": [tcp(open)]}]))),
-    ])?;
+    let (open, picky_port) = (cluster.node_port(ns, "open")?, cluster.node_port(ns, "picky")?);
+    let [right, wrong] = ways_out(ns, "open", addresses(here).chain(addresses(there)), open);
+    cluster
+        .kubectl
+        .apply(&[picky(ns, &json!([pods(&[("kind", "friend")])])), right, wrong])?;
     let mut asks = Asks::default();
     for address in addresses(here) {
-        let (to_open, to_picky) = (tcp_to(address, open), tcp_to(address, picky));
+        let (to_open, to_picky) = (tcp_to(address, open), tcp_to(address, picky_port));
         // kube-proxy hides the pod behind the node; it is still the pod that is judged.
         asks.allow((ns, "friend"), &to_picky, "picky", "own node's port, pod allowed");
         asks.deny((ns, "stranger"), &to_picky, "own node's port, pod not allowed");
@@ -140,7 +162,11 @@ fn node_port(cluster: &Cluster, name: &str) -> Result<String> {
             "another node's port, egress to the node",
         );
         asks.deny((ns, "right"), &to_open, "another node's port, egress to the pod");
-        asks.deny((ns, "stranger"), tcp_to(address, picky), "another node's port");
+        asks.deny(
+            (ns, "stranger"),
+            tcp_to(address, picky_port),
+            "another node's port",
+        );
     }
     asks.settle(cluster)?;
     Ok(format!("{} questions", asks.0.len()))
@@ -166,27 +192,15 @@ fn from_outside(cluster: &Cluster, name: &str) -> Result<String> {
     let (here, there) = cluster.two();
     let outside = cluster.outside()?;
     let (good, bad) = outsiders(outside)?;
-    cluster.start(&[
-        Pod::server(ns, "open", &[("app", "open")], &[PORT], &[]).on(&here.name),
-        Pod::server(ns, "picky", &[("app", "picky")], &[PORT], &[]).on(&here.name),
-    ])?;
-    let of = |name: &str, app: &str, policy: &str| {
-        let ports = json!([{"port": 80, "targetPort": PORT}]);
-        let spec = json!({"type": "NodePort", "externalTrafficPolicy": policy, "selector": {"app": app}, "ports": ports});
-        service(ns, name, spec)
-    };
+    cluster.start(&servers(ns, here))?;
+    let of = |name: &str, app: &str, keeps: &str| of_nodes(ns, name, app, keeps);
     let blocks: Vec<_> = good.iter().map(|address| block(*address)).collect();
     cluster.kubectl.apply(&[
         of("open-cluster", "open", "Cluster"),
         of("open-local", "open", "Local"),
         of("picky-cluster", "picky", "Cluster"),
         of("picky-local", "picky", "Local"),
-        policy(
-            ns,
-            "picky",
-            &[("app", "picky")],
-            json!({"policyTypes": ["Ingress"], "ingress": [{"from": blocks, "ports": [tcp(PORT)]}]}),
-        ),
+        picky(ns, &json!(blocks)),
     ])?;
     let port = |name: &str| cluster.node_port(ns, name);
     let (open_cluster, open_local) = (port("open-cluster")?, port("open-local")?);
@@ -194,8 +208,7 @@ fn from_outside(cluster: &Cluster, name: &str) -> Result<String> {
     let mut asks = Asks::default();
     let mut ask = |from: IpAddr, node: &Node, port: u16, by: Option<&str>, what: &str| {
         for address in addresses(node).filter(|address| address.is_ipv4() == from.is_ipv4()) {
-            let expect = by.map_or(Expect::Denied, |by| Expect::By(by.to_owned()));
-            asks.add(From::Outside(from), tcp_to(address, port), expect, what);
+            asks.outside(from, tcp_to(address, port), by, what);
         }
     };
     for from in good.iter().chain(&bad).copied() {
@@ -252,8 +265,7 @@ fn host_port(cluster: &Cluster, name: &str) -> Result<String> {
         client("wrong", here),
     ]);
     cluster.start(&all)?;
-    let egress = |rules| json!({"policyTypes": ["Egress"], "egress": rules});
-    let nodes: Vec<_> = addresses(here).map(block).collect();
+    let [right, wrong] = ways_out(ns, "hosted", addresses(here), HOST_PORT);
     let from = json!([
         pods(&[("kind", "friend")]),
         pods(&[("kind", "right")]),
@@ -266,18 +278,8 @@ fn host_port(cluster: &Cluster, name: &str) -> Result<String> {
             &[("app", "hosted")],
             json!({"policyTypes": ["Ingress"], "ingress": [{"from": from, "ports": [tcp(PORT)]}]}),
         ),
-        policy(
-            ns,
-            "right",
-            &[("kind", "right")],
-            egress(json!([{"to": [pods(&[("app", "hosted")])], "ports": [tcp(PORT)]}])),
-        ),
-        policy(
-            ns,
-            "wrong",
-            &[("kind", "wrong")],
-            egress(json!([{"to": nodes, "ports": [tcp(HOST_PORT)]}])),
-        ),
+        right,
+        wrong,
     ])?;
     let mut asks = Asks::default();
     for address in addresses(here) {

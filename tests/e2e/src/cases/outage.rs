@@ -38,15 +38,8 @@ pub(super) fn cases() -> Vec<Case> {
     ]
 }
 
-fn local(cluster: &Cluster) -> Result<&Local> {
-    cluster
-        .local
-        .as_ref()
-        .context("the cluster is not on this machine")
-}
-
 fn stopped(cluster: &Cluster, name: &str) -> Result<String> {
-    let local = local(cluster)?;
+    let local = cluster.machine()?;
     let (here, there) = cluster.two();
     let note = around(cluster, name, 1, |away| {
         let mut server = local.api_server()?;
@@ -152,7 +145,7 @@ fn said(cluster: &Cluster, node: &Node) -> Result<()> {
 }
 
 fn hangs(cluster: &Cluster, name: &str) -> Result<String> {
-    let local = local(cluster)?;
+    let local = cluster.machine()?;
     around(cluster, name, 0, |away| {
         let server = local.api_server()?;
         local.signal(&server, "STOP")?;

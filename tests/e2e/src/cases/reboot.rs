@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::{Case, LOCAL, case};
@@ -26,10 +26,7 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 fn reboot(cluster: &Cluster, name: &str) -> Result<String> {
-    let local = cluster
-        .local
-        .as_ref()
-        .context("the cluster is not on this machine")?;
+    let local = cluster.machine()?;
     let space = cluster.space(&format!("e2e-{name}"), &[])?;
     let ns = space.name.as_str();
     let (here, there) = cluster.two();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::{Case, LOCAL, case};
@@ -46,10 +46,7 @@ impl Drop for Manifest<'_> {
 }
 
 fn static_pod(cluster: &Cluster, name: &str) -> Result<String> {
-    let local = cluster
-        .local
-        .as_ref()
-        .context("the cluster is not on this machine")?;
+    let local = cluster.machine()?;
     let space = cluster.space(&format!("e2e-{name}"), &[])?;
     let ns = space.name.as_str();
     let (here, there) = cluster.two();

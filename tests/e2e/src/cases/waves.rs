@@ -63,7 +63,7 @@ fn waves(cluster: &Cluster, name: &str, all: usize, size: usize) -> Result<Strin
             .collect();
         let objects: Vec<Value> = wave.iter().map(|pod| pod.object(&cluster.image)).collect();
         cluster.kubectl.apply(&objects)?;
-        let done = until(Duration::from_secs(180), || ended(cluster, ns, wave.len()))?;
+        let done = until(Duration::from_secs(180), || cluster.ended(ns, "wave", wave.len()))?;
         for pod in &done {
             first.extend(check(pod)?);
             owners.push(format!(
@@ -71,16 +71,7 @@ fn waves(cluster: &Cluster, name: &str, all: usize, size: usize) -> Result<Strin
                 pod["metadata"]["name"], pod["status"]["podIPs"]
             ));
         }
-        cluster.kubectl.run(&[
-            "delete",
-            "pods",
-            "-n",
-            ns,
-            "-l",
-            "wave",
-            "--grace-period=0",
-            "--force",
-        ])?;
+        cluster.remove_pods(ns, "wave")?;
     }
     for witness in ["shut", "plain"] {
         witness::nothing_arrived(cluster, ns, witness)
@@ -151,14 +142,6 @@ fn pod(cluster: &Cluster, ns: &str, at: usize, servers: &Servers) -> Pod {
     Pod::new(ns, &format!("wave-{at}"), &[("wave", kind)], &words)
         .on(&node.name)
         .with("restartPolicy", json!("Never"))
-}
-
-fn ended(cluster: &Cluster, ns: &str, count: usize) -> Result<Vec<Value>> {
-    let pods = cluster.kubectl.list(&["pods", "-n", ns, "-l", "wave"])?;
-    let done = |pod: &&Value| matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-    let done: Vec<Value> = pods.iter().filter(done).cloned().collect();
-    ensure!(done.len() == count, "{} of {count} pods have ended", done.len());
-    Ok(done)
 }
 
 /// The microseconds of its first connections.
