@@ -1,14 +1,7 @@
-use std::net::Ipv4Addr;
-
-use netpol_common::tables::{CELL_ALL, CellKey, PortsKey, Range};
+use netpol_common::tables::{CELL_ALL, CellKey, PortsKey};
 
 use super::*;
-use crate::build::name;
-
-fn hosts(entries: &[(u8, u32)]) -> BTreeMap<Ipv4Addr, u32> {
-    let entry = |&(last, class): &(u8, u32)| (Ipv4Addr::new(10, 0, 0, last), class);
-    entries.iter().map(entry).collect()
-}
+use crate::plan::tests::{self, hosts, local};
 
 fn nets<const N: usize>(entries: [(&str, u32); N]) -> BTreeMap<ipnet::Ipv4Net, u32> {
     let entry = |(net, class): (&str, u32)| (net.parse().expect("a prefix"), class);
@@ -23,16 +16,7 @@ fn cell(what: u32) -> Cell {
             ..Cell::default()
         };
     }
-    let port = u16::try_from(what).expect("below 1000");
-    let range = Range {
-        lo: port,
-        hi: port,
-        proto: 6,
-    };
-    Cell {
-        ranges: [range, Range::UNUSED, Range::UNUSED],
-        ..Cell::default()
-    }
+    tests::cell(u16::try_from(what).expect("below 1000"))
 }
 
 fn cells(entries: &[(u32, u32, u32)]) -> BTreeMap<CellKey, Cell> {
@@ -47,11 +31,6 @@ fn ports(entries: &[(u32, u16, u64)]) -> BTreeMap<PortsKey, PortsChunk> {
         words[0] = word;
         (PortsKey { set, chunk, proto: 6 }, PortsChunk { words })
     };
-    entries.iter().map(entry).collect()
-}
-
-fn local(entries: &[(&str, u32, u32)]) -> BTreeMap<crate::model::ObjectName, PodRules> {
-    let entry = |&(pod, ingress, egress): &(&str, u32, u32)| (name(pod), PodRules { ingress, egress });
     entries.iter().map(entry).collect()
 }
 

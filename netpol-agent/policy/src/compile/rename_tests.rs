@@ -7,24 +7,14 @@ use proptest::{collection::vec, prelude::*};
 
 use super::super::{
     full,
-    properties::{canonical, check_against_oracle, follow},
+    properties::{canonical, check_against_oracle, edit},
 };
 use super::*;
 use crate::{
     generate::{self, LOCAL_NODE, Readable, Shape},
-    ids::IdSource,
     model::{Event, Snapshot},
+    plan::restart::restarted,
 };
-
-/// The compiler of an agent that begins where the kernel holds `actual`.
-fn restarted(snapshot: &Snapshot, actual: &Tables) -> Compiler {
-    let ids = IdSource::new(1);
-    ids.pass(actual);
-    let mut compiler = Compiler::with_ids(LOCAL_NODE.into(), ids);
-    compiler.load(snapshot);
-    compiler.keep(actual);
-    compiler
-}
 
 fn edited(snapshot: &Snapshot, edits: &[Event]) -> Snapshot {
     let mut snapshot = snapshot.clone();
@@ -164,12 +154,7 @@ proptest! {
         let mut mirror = compiler.tables().clone();
         prop_assert!(compiler.take_dirty().is_empty());
         for batch in batches {
-            batch.iter().cloned().for_each(|event| snapshot.apply(event));
-            compiler.apply_all(batch);
-            prop_assert_eq!(canonical(compiler.tables()), canonical(&full(&snapshot, LOCAL_NODE)));
-            let dirty = compiler.take_dirty();
-            follow(&mut mirror, compiler.tables(), &dirty);
-            prop_assert_eq!(&mirror, compiler.tables(), "{:?} is all that changed", dirty);
+            edit(&mut compiler, &mut mirror, &mut snapshot, batch)?;
         }
         check_against_oracle(&snapshot, &compiler, &generate::flows(&snapshot, 100, seed))?;
         let pods = snapshot.pods.into_keys().map(Event::PodGone);

@@ -25,10 +25,10 @@ mod pods;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
-mod restart;
+pub(crate) mod restart;
 mod step;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use self::{addresses::Moves, intermediate::Intermediate, keys::Keys, pods::Changes};
 pub use self::{

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The compiler of an agent that begins where the kernel holds `actual`.
-pub(super) fn restarted(snapshot: &Snapshot, actual: &Tables) -> Compiler {
+pub(crate) fn restarted(snapshot: &Snapshot, actual: &Tables) -> Compiler {
     let beside = IdSource::new(1);
     beside.pass(actual);
     let mut compiler = compiled(snapshot, beside);

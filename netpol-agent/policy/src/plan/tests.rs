@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A cell that allows one TCP port: enough to tell cells apart.
-fn cell(port: u16) -> Cell {
+pub(crate) fn cell(port: u16) -> Cell {
     let range = Range {
         lo: port,
         hi: port,
@@ -31,12 +31,12 @@ fn cells(entries: &[(u32, u32, u16)]) -> BTreeMap<CellKey, Cell> {
     entries.iter().map(entry).collect()
 }
 
-fn local(rulesets: &[(&str, u32, u32)]) -> BTreeMap<crate::model::ObjectName, PodRules> {
+pub(crate) fn local(rulesets: &[(&str, u32, u32)]) -> BTreeMap<crate::model::ObjectName, PodRules> {
     let entry = |&(pod, ingress, egress): &(&str, u32, u32)| (name(pod), PodRules { ingress, egress });
     rulesets.iter().map(entry).collect()
 }
 
-fn hosts(entries: &[(u8, u32)]) -> BTreeMap<Ipv4Addr, u32> {
+pub(crate) fn hosts(entries: &[(u8, u32)]) -> BTreeMap<Ipv4Addr, u32> {
     entries
         .iter()
         .map(|&(last, class)| (Ipv4Addr::new(10, 0, 0, last), class))
