@@ -15,10 +15,7 @@ mod store;
 use std::{thread, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream::select_all};
-use kube::{
-    Api, Client,
-    runtime::{utils::Backoff as _, watcher},
-};
+use kube::{Api, Client, runtime::watcher};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until},

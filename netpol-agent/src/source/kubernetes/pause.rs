@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use kube::runtime::utils::Backoff;
 use tokio::{sync::watch, time::sleep};
 
 /// Nobody waits less, nor more.
@@ -37,7 +36,7 @@ impl Pauses {
 
     /// Nodes that were told the same come back apart, and none early.
     fn after(&mut self, wish: Duration) -> Duration {
-        let pause = self.next().unwrap_or(FIRST);
+        let pause = self.draw();
         pause.max(wish.min(WISH) + FIRST.mul_f64(self.random.f64()))
     }
 
@@ -45,28 +44,23 @@ impl Pauses {
     pub(super) async fn wait(&mut self, recoveries: &mut watch::Receiver<()>) {
         recoveries.mark_unchanged();
         tokio::select! {
-            () = sleep(self.next().unwrap_or(FIRST)) => return,
+            () = sleep(self.draw()) => return,
             Ok(()) = recoveries.changed() => self.reset(),
         }
-        sleep(self.next().unwrap_or(FIRST)).await;
+        sleep(self.draw()).await;
     }
-}
 
-impl Iterator for Pauses {
-    type Item = Duration;
+    /// The failures are over: the next pause is a first one.
+    pub(super) fn reset(&mut self) {
+        self.last = None;
+    }
 
-    fn next(&mut self) -> Option<Duration> {
+    fn draw(&mut self) -> Duration {
         let most = self.last.map_or(FIRST, |last| last * 3).min(RANGE.1);
         let share = self.random.f64();
         let pause = RANGE.0 + most.saturating_sub(RANGE.0).mul_f64(share);
         self.last = Some(pause);
-        Some(pause)
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        self.last = None;
+        pause
     }
 }
 
@@ -75,7 +69,8 @@ mod tests {
     use super::*;
 
     fn pauses(seed: u64) -> Vec<Duration> {
-        Pauses::with(fastrand::Rng::with_seed(seed)).take(12).collect()
+        let mut pauses = Pauses::with(fastrand::Rng::with_seed(seed));
+        (0..12).map(|_| pauses.draw()).collect()
     }
 
     #[test]
@@ -145,6 +140,6 @@ mod tests {
         let mut long = Pauses::with(fastrand::Rng::with_seed(1));
         long.last = Some(RANGE.1);
         long.reset();
-        assert!(long.next() <= Some(FIRST));
+        assert!(long.draw() <= FIRST);
     }
 }
