@@ -42,12 +42,12 @@ impl Agent {
         self.reported = Some((report, Instant::now()));
         match written {
             Ok(()) => self.unwritten = None,
-            Err(error) => self.is_unwritten(error),
+            Err(error) => self.note_unwritten(error),
         }
     }
 
     /// Without a report `status` says that there is none; an old one would be taken for what is.
-    fn is_unwritten(&mut self, error: crate::datapath::Error) {
+    fn note_unwritten(&mut self, error: crate::datapath::Error) {
         let _is_read_only = std::fs::remove_file(report_file(&self.config.datapath.files));
         self.shared.failed(error.kind());
         let text = format!("{:#}", anyhow::Error::from(error));

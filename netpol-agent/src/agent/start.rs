@@ -25,7 +25,7 @@ const ALIVE: Duration = Duration::from_secs(5);
 /// The source or the data path can not be opened at all, or, with `once`, something could not be put in force.
 pub fn run(config: Config) -> anyhow::Result<()> {
     // Without waiting for an API server: a machine that can't enforce says so at once.
-    Kernel::probe(config.datapath.pins.root())?;
+    let kernel = Kernel::probe(config.datapath.pins.root())?;
     // An address that is taken, or a kubeconfig that is none, changes nothing.
     let mut source = Source::open(&config.from)?;
     let health = source.kubernetes().map(|watcher| watcher.health().clone());
@@ -60,7 +60,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             "everything is listed"
         );
         // Not before: what is refused until here leaves nothing behind.
-        let mut opening = pin!(Datapath::open_when_free(config.datapath.clone()));
+        let mut opening = pin!(Datapath::open_when_free(config.datapath.clone(), kernel));
         let datapath = loop {
             tokio::select! {
                 opened = &mut opening => break opened?,

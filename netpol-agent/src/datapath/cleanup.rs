@@ -8,8 +8,9 @@ use std::{
 
 use serde::Serialize;
 
+pub use super::elsewhere::refuse as refuse_others;
 use super::{
-    attach, elsewhere,
+    attach,
     error::{Error, Result},
     kernel::Kernel,
     lock::Locks,
@@ -71,14 +72,6 @@ pub fn cleanup(root: &Path, force: bool) -> Result<Removed> {
     // Somebody else's files in there stay, and so does the directory then.
     let _not_empty = fs::remove_dir(root);
     Ok(removed)
-}
-
-/// Refuses to call clean what is not: there may be pins in another place of the BPF file system that `root` is on.
-///
-/// # Errors
-/// [`Error::Elsewhere`] names those for devices of the calling thread's network namespace.
-pub fn refuse_others(root: &Path) -> Result<()> {
-    elsewhere::refuse(root)
 }
 
 /// Removes the files of a directory.

@@ -21,7 +21,7 @@ const DEPTH: usize = 5;
 ///
 /// # Errors
 /// [`Error::Elsewhere`] with every such place.
-pub(super) fn refuse(root: &Path) -> Result<()> {
+pub fn refuse(root: &Path) -> Result<()> {
     match Kernel::probe(root) {
         Err(Error::NoBpffs(_)) => return Ok(()),
         other => other.map(drop)?,

@@ -108,8 +108,7 @@ impl Datapath {
     ///
     /// # Errors
     /// Any; nothing is attached then.
-    pub fn open(options: Options) -> Result<Self> {
-        let kernel = Kernel::probe(options.pins.root())?;
+    pub fn open(options: Options, kernel: Kernel) -> Result<Self> {
         check_writable(&slots_file(&options.files))?;
         let mode = options
             .attach
@@ -188,12 +187,12 @@ impl Datapath {
     ///
     /// # Errors
     /// Any; [`Error::Locked`] where the other has not ended by then.
-    pub async fn open_when_free(options: Options) -> Result<Self> {
+    pub async fn open_when_free(options: Options, kernel: Kernel) -> Result<Self> {
         const PAUSE: Duration = Duration::from_millis(100);
         let end = std::time::Instant::now() + options.lock_wait;
         let mut told = false;
         loop {
-            match Self::open(options.clone()) {
+            match Self::open(options.clone(), kernel.clone()) {
                 Err(Error::Locked { path, holder }) if std::time::Instant::now() < end => {
                     if !std::mem::replace(&mut told, true) {
                         tracing::warn!(

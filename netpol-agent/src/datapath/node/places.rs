@@ -50,8 +50,6 @@ impl Datapath {
     /// netlink or the CNI cache can not be read.
     pub fn look(&mut self, closely: bool) -> Result<()> {
         let failure = self.observe(closely)?;
-        // Before a program runs on one: without this it would take a bare device's IP header for a link layer's.
-        self.write_doors()?;
         self.write_config()?;
         self.write_local()?;
         failure.map_or(Ok(()), Err)
@@ -71,15 +69,6 @@ impl Datapath {
         self.roles = roles;
         self.seen = seen;
         Ok(failure)
-    }
-
-    fn write_doors(&mut self) -> Result<()> {
-        let doors = self.doors();
-        let actual = self.maps.ifaces()?;
-        doors
-            .into_iter()
-            .filter(|(device, kind)| actual.get(device) != Some(kind))
-            .try_for_each(|(device, kind)| self.maps.set_iface(device, Some(kind)))
     }
 
     /// What the kernel has to know of devices that are no pod's, by ifindex.
@@ -104,34 +93,35 @@ impl Datapath {
         self.doors().values().any(|kind| *kind == BARE_INDEX)
     }
 
-    /// Tells the kernel whose each device is. A pod whose rules are not in place is left out, so that its packets are
+    /// Tells the kernel whose each device is, before a program runs on it: one would take a bare device's IP header for a link
+    /// layer's. A pod whose rules are not in place is left out, so that its packets are
     /// dropped rather than passed without rules.
     ///
     /// # Errors
     /// A map can not be written.
     pub fn bind(&mut self) -> Result<()> {
-        let mut desired = self.doors();
-        let mut bound = BTreeSet::new();
+        let doors = self.doors();
+        let mut pods = BTreeMap::new();
         for (device, role) in &self.roles {
             let Role::Pod(pod) = role else { continue };
             let Some(pod) = pod.as_ref().filter(|pod| self.actual.pods.contains_key(*pod)) else {
                 continue;
             };
             if let Some(slot) = self.slots.get(pod) {
-                desired.insert(*device, slot.index);
-                bound.insert(*device);
+                pods.insert(*device, slot.index);
             }
         }
         let actual = self.maps.ifaces()?;
-        for (device, index) in &desired {
+        for (device, index) in doors.iter().chain(&pods) {
             if actual.get(device) != Some(index) {
                 self.maps.set_iface(*device, Some(*index))?;
             }
         }
-        for device in actual.keys().filter(|device| !desired.contains_key(device)) {
+        let desired = |device: &u32| doors.contains_key(device) || pods.contains_key(device);
+        for device in actual.keys().filter(|device| !desired(device)) {
             self.maps.set_iface(*device, None)?;
         }
-        self.bound = bound;
+        self.bound = pods.into_keys().collect();
         Ok(())
     }
 
