@@ -5,6 +5,7 @@
 //! time, and every process started carries them in its environment: what belongs to a dead owner is removed
 //! when the next [`Rig`] starts, so a killed run does not poison the next.
 
+mod bound;
 mod command;
 mod memory;
 mod namespace;

@@ -18,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{NETNS_DIR, Owner, command, sctp};
+use super::{NETNS_DIR, Owner, bound, command, sctp};
 
 /// A named network namespace; dropping it removes it.
 #[derive(Debug)]
@@ -195,7 +195,7 @@ impl Namespace {
     /// # Errors
     /// As `bind` and `listen`.
     pub fn listen(&self, address: SocketAddr) -> io::Result<TcpListener> {
-        self.run(|| TcpListener::bind(address))
+        self.run(|| bound::listener(address))
     }
 
     /// A TCP connection to `address`.
@@ -219,7 +219,7 @@ impl Namespace {
     /// # Errors
     /// As `bind`.
     pub fn udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
-        let socket = self.run(|| UdpSocket::bind(address))?;
+        let socket = self.run(|| bound::datagrams(address))?;
         socket.set_read_timeout(Some(Duration::from_secs(2)))?;
         Ok(socket)
     }

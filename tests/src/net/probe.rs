@@ -17,7 +17,7 @@ use nix::{
 };
 
 use super::{
-    Namespace, sctp,
+    Namespace, bound, sctp,
     sctp::{Raw, kernel_has_sctp},
 };
 use crate::packet;
@@ -237,7 +237,7 @@ fn start_tcp(probe: Probe) -> io::Result<TcpStream> {
 }
 
 fn start_udp(probe: Probe) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(SocketAddr::new(probe.local(), probe.from_port))?;
+    let socket = bound::datagrams(SocketAddr::new(probe.local(), probe.from_port))?;
     socket.set_nonblocking(true)?;
     socket.connect(probe.to)?;
     socket.send(b"?")?;

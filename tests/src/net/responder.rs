@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
-    Namespace, Transport, sctp,
+    Namespace, Transport, bound, sctp,
     sctp::{Raw, kernel_has_sctp},
 };
 use crate::packet;
@@ -87,12 +87,12 @@ fn open(endpoints: &[(Transport, SocketAddr)]) -> Result<Vec<Socket>> {
         let what = || format!("listen on {transport:?} {address}");
         match transport {
             Transport::Tcp => {
-                let listener = TcpListener::bind(address).with_context(what)?;
+                let listener = bound::listener(*address).with_context(what)?;
                 listener.set_nonblocking(true)?;
                 sockets.push(Socket::Listener(listener));
             }
             Transport::Udp => {
-                let socket = UdpSocket::bind(address).with_context(what)?;
+                let socket = bound::datagrams(*address).with_context(what)?;
                 socket.set_nonblocking(true)?;
                 sockets.push(Socket::Datagram(socket));
             }
