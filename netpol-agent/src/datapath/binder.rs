@@ -52,15 +52,19 @@ impl Binder {
         }
     }
 
-    /// The role of every device in `seen`; and why the far ends could not be asked, where that was needed: the roles are
-    /// right all the same, with more pods unknown. `were_outside`: as in [`Evidence`].
+    /// The role of every device in `seen`; and why the runtime's results or the far ends could not be asked, where that was
+    /// needed: the roles are right all the same, with more pods unknown. `were_outside`: as in [`Evidence`]. `earlier`: whose the
+    /// kernel says that devices are; it counts until the runtime's results name a device of this node, as these may be out of
+    /// reach after a restart, and what is in force stays so.
     pub(crate) fn roles(
         &mut self,
         seen: &Seen,
         pods: &[LocalPod],
         were_outside: BTreeSet<u32>,
-    ) -> Result<(BTreeMap<u32, Role>, Option<Error>)> {
-        self.cache.look()?;
+        mut earlier: BTreeMap<u32, ObjectName>,
+    ) -> (BTreeMap<u32, Role>, Option<Error>) {
+        // What was read of them before stays true meanwhile.
+        let unreadable = self.cache.look().err();
         let (bound, named) = self.cached(seen, pods);
         let mut evidence = Evidence {
             bound,
@@ -73,7 +77,10 @@ impl Binder {
         evidence
             .bound
             .extend(self.far.iter().map(|((index, _), pod)| (*index, pod.clone())));
-        let roles = classify(seen, &evidence);
+        if self.cache_serves {
+            earlier.clear();
+        }
+        let roles = recall(classify(seen, &evidence), &earlier);
 
         // Asking other namespaces is dear and needs CAP_SYS_ADMIN: only where a pod has no device and a device no pod.
         let bound: BTreeSet<&ObjectName> = roles.values().filter_map(pod_of).collect();
@@ -90,7 +97,7 @@ impl Binder {
                 .filter(|device| device.kind == "veth" && roles.get(&device.index) == Some(&Role::Pod(None)))
         };
         if self.cache_serves || homeless.is_empty() || unknown().next().is_none() {
-            return Ok((roles, None));
+            return (roles, unreadable);
         }
         let far = match namespaces::far_addresses(unknown()) {
             Ok(far) => far,
@@ -99,18 +106,18 @@ impl Binder {
                     pods: homeless.values().collect::<BTreeSet<_>>().len(),
                     devices: unknown().count(),
                 };
-                return Ok((roles, Some(error)));
+                return (roles, Some(unreadable.unwrap_or(error)));
             }
-            Err(error) => return Ok((roles, Some(error))),
+            Err(error) => return (roles, Some(unreadable.unwrap_or(error))),
         };
         // The youngest first: an address that is used again belongs to the pod that came last, while the sandbox of the one
         // before may linger.
         let found = self.bind_far(unknown().rev(), &far, &homeless);
         if found.is_empty() {
-            return Ok((roles, None));
+            return (roles, unreadable);
         }
         evidence.bound.extend(found);
-        Ok((classify(seen, &evidence), None))
+        (recall(classify(seen, &evidence), &earlier), unreadable)
     }
 
     /// Where the runtime keeps its results.
@@ -184,6 +191,20 @@ impl Binder {
     }
 }
 
+/// What was in force on a device stays so where nothing else says whose it, or its pod's, is.
+fn recall(mut roles: BTreeMap<u32, Role>, earlier: &BTreeMap<u32, ObjectName>) -> BTreeMap<u32, Role> {
+    let found: BTreeSet<ObjectName> = roles.values().filter_map(pod_of).cloned().collect();
+    for (device, pod) in earlier {
+        if let Some(role) = roles.get_mut(device)
+            && *role == Role::Pod(None)
+            && !found.contains(pod)
+        {
+            *role = Role::Pod(Some(pod.clone()));
+        }
+    }
+    roles
+}
+
 fn pod_of(role: &Role) -> Option<&ObjectName> {
     match role {
         Role::Pod(pod) => pod.as_ref(),
@@ -248,14 +269,44 @@ mod tests {
             ..Seen::default()
         };
         // The other device is unknown; nobody is homeless, so nobody is asked again.
-        let (roles, failure) = binder
-            .roles(&seen, std::slice::from_ref(&db), BTreeSet::new())
-            .unwrap();
+        let (roles, failure) =
+            binder.roles(&seen, std::slice::from_ref(&db), BTreeSet::new(), BTreeMap::new());
         assert_eq!(
             roles,
             BTreeMap::from([(5, Role::Pod(Some(db.name.clone()))), (6, Role::Pod(None))])
         );
         assert!(failure.is_none());
+    }
+
+    #[test]
+    fn what_was_in_force_is_the_last_evidence() {
+        let (db, web) = (pod("db", "10.0.0.5"), pod("web", "10.0.0.6"));
+        let alias = |name: &str| Device {
+            alias: Some(format!("netpol:default/{name}")),
+            ..veth(6)
+        };
+        let roles = |other: Device, earlier: &[(u32, &LocalPod)]| {
+            let seen = Seen {
+                devices: [veth(5), other].map(|device| (device.index, device)).into(),
+                ..Seen::default()
+            };
+            let earlier = earlier
+                .iter()
+                .map(|(device, pod)| (*device, pod.name.clone()))
+                .collect();
+            let pods = [db.clone(), web.clone()];
+            binder().roles(&seen, &pods, BTreeSet::new(), earlier).0
+        };
+        let bound = |device: u32, pod: &LocalPod| (device, Role::Pod(Some(pod.name.clone())));
+        assert_eq!(
+            roles(alias("web"), &[(5, &db), (6, &db), (7, &web)]),
+            BTreeMap::from([bound(5, &db), bound(6, &web)])
+        );
+        // The pod has another device: what it had is not its any more.
+        assert_eq!(
+            roles(alias("db"), &[(5, &db)]),
+            BTreeMap::from([(5, Role::Pod(None)), bound(6, &db)])
+        );
     }
 
     #[test]

@@ -152,7 +152,8 @@ impl Cache {
     pub(crate) fn look(&mut self) -> Result<()> {
         let directory = self.directory().to_owned();
         let failed = || format!("reading the CNI cache {}", directory.display());
-        let entries = match fs::read_dir(&directory) {
+        // All or nothing: what was read before stays where this look ends half way.
+        let entries = match fs::read_dir(&directory).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.files.clear();
@@ -162,7 +163,7 @@ impl Cache {
         };
         let mut files = BTreeMap::new();
         for entry in entries {
-            let path = entry.map_err(Error::io(failed()))?.path();
+            let path = entry.path();
             // A file that goes while we look goes with its pod.
             let Ok(version) = version(&path) else { continue };
             let young = version.0.elapsed().is_ok_and(|age| age < YOUNG);

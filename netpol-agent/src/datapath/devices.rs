@@ -69,6 +69,8 @@ pub struct Route {
 pub struct Seen {
     /// By ifindex.
     pub devices: BTreeMap<u32, Device>,
+    /// Devices (by ifindex) that are there and of which the kernel's description was not understood.
+    pub unread: BTreeSet<u32>,
     /// By ifindex.
     pub addresses: BTreeMap<u32, Vec<IpNet>>,
     /// Unicast routes of all tables.
@@ -127,6 +129,11 @@ fn role(device: &Device, seen: &Seen, evidence: &Evidence, bridges: &Bridges) ->
         // Every packet over a bridge crosses one of its ports, and a program at the bridge itself would
         // overwrite the mark that the port of the sending pod has written.
         return Role::None("a bridge: its ports are watched");
+    }
+    if device.kind == "ifb" {
+        // What a pod sends is led over it to be shaped (CNI's `bandwidth`), and then goes on from the pod's device: neither its
+        // destination nor its way out is settled.
+        return Role::None("an intermediate device: what it shapes goes on from where it came");
     }
     if device.kind != "veth" || device.peer_namespace.is_none() {
         return Role::Outside;

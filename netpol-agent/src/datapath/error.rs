@@ -44,6 +44,12 @@ pub enum Error {
         /// Veths without a pod.
         devices: usize,
     },
+    /// The kernel describes devices in a way that we do not understand.
+    #[error(
+        "devices {} (ifindex) are described by the kernel in a way that netpol does not understand (a name that is no text?): what they have stays on them, and they get nothing new; rename them, or tell us your kernel",
+        .0.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    Unread(std::collections::BTreeSet<u32>),
     /// The verifier refused a program.
     #[error("the kernel's verifier refuses {operation}: {reason}")]
     Verifier {

@@ -16,6 +16,7 @@ mod elsewhere;
 pub mod error;
 mod grace;
 pub mod kernel;
+mod links;
 pub(crate) mod lock;
 mod maps;
 mod namespaces;

@@ -1,12 +1,17 @@
 //! rtnetlink: what devices, addresses and routes there are, and when that changes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, RawFd},
 };
 
+use super::{
+    devices::{Route, Seen},
+    error::{Error, Result},
+    links,
+};
 use ipnet::IpNet;
 use netlink_packet_core::{
     DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader,
@@ -15,19 +20,10 @@ use netlink_packet_core::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{
-        InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
-        LinkMessage,
-    },
+    link::LinkMessage,
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use netpol_common::proto;
-
-use super::{
-    devices::{Device, Route, Seen},
-    error::{Error, Result},
-};
 
 /// Multicast groups of rtnetlink (`linux/rtnetlink.h`).
 mod group {
@@ -37,11 +33,6 @@ mod group {
     pub(super) const IPV6_IFADDR: u32 = 9;
     pub(super) const IPV6_ROUTE: u32 = 11;
 }
-
-/// IP protocols of tunnels without ports.
-const IPPROTO_IPIP: u8 = 4;
-const IPPROTO_IPV6: u8 = 41;
-const IPPROTO_GRE: u8 = 47;
 
 /// A dump that the kernel interrupted is asked for again this often.
 const DUMP_TRIES: u32 = 8;
@@ -78,16 +69,28 @@ impl Requests {
         what: &str,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>> {
+        self.dump_as(what, message, |bytes| match parse(bytes) {
+            Ok(NetlinkPayload::InnerMessage(inner)) => Some(inner),
+            Ok(_) => None,
+            // What this library does not understand must not hide the others.
+            Err(error) => {
+                tracing::debug!(%error, what, "a netlink answer that could not be parsed");
+                None
+            }
+        })
+    }
+
+    /// What `read` makes of the answers of a dump, headers included.
+    fn dump_as<T>(
+        &mut self,
+        what: &str,
+        message: RouteNetlinkMessage,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>> {
+        let request = serialize(message, NLM_F_DUMP);
         for _ in 0..DUMP_TRIES {
-            let request = serialize(message.clone(), NLM_F_DUMP);
             let mut answers = Vec::new();
-            let complete = self.exchange(what, request, |bytes| match parse(bytes) {
-                Ok(NetlinkPayload::InnerMessage(inner)) => answers.push(inner),
-                Ok(_) => {}
-                // A device with an attribute that this library does not understand must not hide the others.
-                Err(error) => tracing::debug!(%error, what, "a netlink answer that could not be parsed"),
-            })?;
-            if complete {
+            if self.exchange(what, request.clone(), |bytes| answers.extend(read(bytes)))? {
                 return Ok(answers);
             }
         }
@@ -143,24 +146,23 @@ impl Requests {
     }
 }
 
-/// Whether `message` ends an exchange.
+/// Whether `message` ends an exchange. A dump that broke off says so in the message that ends it.
 fn finished(message: &[u8]) -> io::Result<bool> {
     const NLMSG_ERROR: u16 = 2;
     const NLMSG_DONE: u16 = 3;
-    match NetlinkBuffer::new(message).message_type() {
-        NLMSG_DONE => Ok(true),
-        NLMSG_ERROR => {
-            let code = message
-                .get(16..20)
-                .and_then(|code| code.try_into().ok())
-                .map_or(0, i32::from_ne_bytes);
-            if code == 0 {
-                Ok(true)
-            } else {
-                Err(io::Error::from_raw_os_error(-code))
-            }
-        }
-        _ => Ok(false),
+    if !matches!(
+        NetlinkBuffer::new(message).message_type(),
+        NLMSG_ERROR | NLMSG_DONE
+    ) {
+        return Ok(false);
+    }
+    let code = message
+        .get(16..20)
+        .and_then(|code| code.try_into().ok())
+        .map_or(0, i32::from_ne_bytes);
+    match code {
+        0.. => Ok(true),
+        _ => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
     }
 }
 
@@ -181,22 +183,21 @@ fn parse(bytes: &[u8]) -> Result<NetlinkPayload<RouteNetlinkMessage>, DecodeErro
 /// Everything about devices, addresses and routes, in the calling thread's network namespace.
 pub(crate) fn look() -> Result<Seen> {
     let mut requests = Requests::route()?;
+    let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let mut devices = BTreeMap::new();
+    let mut unread = BTreeSet::new();
+    for device in requests.dump_as("devices", all, links::read)? {
+        match device {
+            Ok(device) => drop(devices.insert(device.index, device)),
+            Err(index) => drop(unread.insert(index)),
+        }
+    }
     Ok(Seen {
-        devices: devices(&mut requests)?,
+        devices,
+        unread,
         addresses: addresses(&mut requests)?,
         routes: routes(&mut requests)?,
     })
-}
-
-fn devices(requests: &mut Requests) -> Result<BTreeMap<u32, Device>> {
-    let answers = requests.dump("devices", RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-    Ok(answers
-        .iter()
-        .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => Some((link.header.index, device(link))),
-            _ => None,
-        })
-        .collect())
 }
 
 /// The addresses of each device.
@@ -235,76 +236,6 @@ fn routes(requests: &mut Requests) -> Result<Vec<Route>> {
     found.sort_unstable();
     found.dedup();
     Ok(found)
-}
-
-fn device(link: &LinkMessage) -> Device {
-    let mut device = Device {
-        index: link.header.index,
-        bare: is_bare(link.header.link_layer_type),
-        loopback: link.header.flags.contains(LinkFlags::Loopback),
-        up: link.header.flags.contains(LinkFlags::Up),
-        ..Device::default()
-    };
-    for attribute in &link.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => device.name.clone_from(name),
-            LinkAttribute::Address(address) => device.hardware.clone_from(address),
-            LinkAttribute::Controller(master) => device.master = Some(*master),
-            LinkAttribute::Link(peer) => device.lower = Some(*peer),
-            LinkAttribute::LinkNetNsId(id) => device.peer_namespace = Some(*id),
-            LinkAttribute::IfAlias(alias) => device.alias = Some(alias.clone()),
-            LinkAttribute::LinkInfo(infos) => kind_and_tunnel(infos, &mut device),
-            _ => {}
-        }
-    }
-    device
-}
-
-/// Types of devices without link layer (`linux/if_arp.h`). Those of GRE are none: what comes in by them still has the
-/// outer headers before it.
-fn is_bare(kind: LinkLayerType) -> bool {
-    matches!(
-        kind,
-        LinkLayerType::None
-            | LinkLayerType::Tunnel
-            | LinkLayerType::Tunnel6
-            | LinkLayerType::Sit
-            | LinkLayerType::Ppp
-            | LinkLayerType::Rawip
-    )
-}
-
-fn kind_and_tunnel(infos: &[LinkInfo], device: &mut Device) {
-    for info in infos {
-        match info {
-            LinkInfo::Kind(kind) => {
-                device.kind = kind.to_string();
-                device.tunnel = match kind {
-                    InfoKind::IpIp => Some((IPPROTO_IPIP, 0)),
-                    InfoKind::SitTun => Some((IPPROTO_IPV6, 0)),
-                    InfoKind::GreTun | InfoKind::GreTap | InfoKind::GreTun6 | InfoKind::GreTap6 => {
-                        Some((IPPROTO_GRE, 0))
-                    }
-                    _ => device.tunnel,
-                };
-            }
-            LinkInfo::Data(InfoData::Vxlan(data)) => {
-                let port = data.iter().find_map(|field| match field {
-                    InfoVxlan::Port(port) => Some(*port),
-                    _ => None,
-                });
-                device.tunnel = port.map(|port| (proto::UDP, port));
-            }
-            LinkInfo::Data(InfoData::Geneve(data)) => {
-                let port = data.iter().find_map(|field| match field {
-                    InfoGeneve::Port(port) => Some(*port),
-                    _ => None,
-                });
-                device.tunnel = port.map(|port| (proto::UDP, port));
-            }
-            _ => {}
-        }
-    }
 }
 
 fn address(message: &AddressMessage) -> Option<IpNet> {
@@ -400,5 +331,35 @@ impl Announcements {
 impl AsRawFd for Announcements {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message of this type with this much behind its header.
+    fn message(kind: u16, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 16];
+        bytes.extend(payload);
+        let length = bytes.len() as u32;
+        let mut buffer = NetlinkBuffer::new(&mut bytes);
+        buffer.set_message_type(kind);
+        buffer.set_length(length);
+        bytes
+    }
+
+    #[test]
+    fn a_dump_that_broke_off_is_no_whole_one() {
+        let said = |kind, payload: &[u8]| {
+            finished(&message(kind, payload)).map_err(|error| error.raw_os_error().unwrap())
+        };
+        let code = i32::to_ne_bytes;
+        assert_eq!(said(3, &code(0)), Ok(true));
+        assert_eq!(said(3, &[]), Ok(true));
+        assert_eq!(said(3, &code(-libc::ENOMEM)), Err(libc::ENOMEM));
+        assert_eq!(said(2, &code(0)), Ok(true));
+        assert_eq!(said(2, &code(-libc::EPERM)), Err(libc::EPERM));
+        assert_eq!(said(16, &code(-1)), Ok(false));
     }
 }

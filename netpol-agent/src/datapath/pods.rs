@@ -61,6 +61,15 @@ impl Slots {
         self.pods.get(pod).map(|(_, slot)| *slot)
     }
 
+    /// The slot of this life of `pod`.
+    #[must_use]
+    pub fn of(&self, pod: &ObjectName, uid: &Str) -> Option<Slot> {
+        self.pods
+            .get(pod)
+            .filter(|(ours, _)| ours == uid)
+            .map(|(_, slot)| *slot)
+    }
+
     /// Everyone.
     pub fn iter(&self) -> impl Iterator<Item = (&ObjectName, Slot)> {
         self.pods.iter().map(|(name, (_, slot))| (name, *slot))

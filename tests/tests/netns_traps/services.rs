@@ -162,3 +162,51 @@ fn a_pod_reaches_itself_and_its_node_under_full_isolation() -> Result<()> {
     assert_eq!(town.talk("pod", "node-2"), "nobody", "to another node");
     Ok(())
 }
+
+/// What CNI's `bandwidth` sets up where a pod's annotation says how much it may send: all of it goes over an intermediate device, and
+/// then on from the pod's own.
+fn shape(town: &Town, pod: &str) -> Result<()> {
+    let node = &town.cluster.node(1).namespace;
+    let host = &town.cluster.pod(&format!("t/{pod}")).host;
+    node.ip("link add bwp0 type ifb")?;
+    node.ip("link set bwp0 up")?;
+    let tc = |line: &str| node.command("tc", &line.split(' ').collect::<Vec<_>>());
+    // Where our own filters are (a kernel without TCX), theirs go behind them: the two qdiscs exclude each other.
+    if !tc(&format!("qdisc show dev {host}"))?.contains("clsact") {
+        tc(&format!("qdisc add dev {host} ingress"))?;
+    }
+    tc(&format!(
+        "filter add dev {host} ingress pref 50000 protocol all u32 match u32 0 0 action mirred egress redirect dev bwp0"
+    ))?;
+    Ok(())
+}
+
+#[test]
+fn what_is_shaped_is_judged_where_it_goes() -> Result<()> {
+    let mut town = Town::usual(&[("pod", 1), ("near", 1), ("far", 2), ("held", 1)])?;
+    shape(&town, "pod")?;
+    let answers = |town: &Town, backend: &str| {
+        for v4 in FAMILIES {
+            let node = town.cluster.node(1);
+            node.service(front(v4), town.at(backend, v4, PORT))?;
+        }
+        let by_service = town.ask_all("pod", &FAMILIES.map(front));
+        anyhow::Ok((agreed(&by_service), town.talk("pod", backend)))
+    };
+    let said = |who: &str| (who.to_owned(), who.to_owned());
+    for backend in ["near", "far"] {
+        town.enforce(&[deny_all("held")])?;
+        assert_eq!(answers(&town, backend)?, said(backend), "not isolated");
+        town.enforce(&[only("pod", &[], &["app=near", "app=far"])])?;
+        assert_eq!(answers(&town, backend)?, said(backend), "allowed");
+        // The Service's address is nobody's.
+        let fronts = ["10.96.0.0/12", "fd00:10:96::/112"];
+        town.enforce(&[only("pod", &[], &fronts)])?;
+        assert_eq!(
+            answers(&town, backend)?,
+            said("nobody"),
+            "allowed is the Service's address"
+        );
+    }
+    Ok(())
+}

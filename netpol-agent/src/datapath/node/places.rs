@@ -55,9 +55,10 @@ impl Datapath {
         failure.map_or(Ok(()), Err)
     }
 
-    /// As [`Self::look`], without telling the kernel; returns what could not be asked.
+    /// As [`Self::look`], without telling the kernel; returns what could not be asked or understood.
     pub(super) fn observe(&mut self, closely: bool) -> Result<Option<Error>> {
         let seen = netlink::look()?;
+        let earlier = self.bound_earlier()?;
         let before = &self.seen.devices;
         // Devices that are gone are tidied up.
         let same = |index| match (before.get(&index), seen.devices.get(&index)) {
@@ -65,10 +66,29 @@ impl Datapath {
             _ => true,
         };
         self.attachments.verify(closely, same)?;
-        let (roles, failure) = self.binder.roles(&seen, &self.pods, self.attachments.outside())?;
+        let (roles, failure) = self
+            .binder
+            .roles(&seen, &self.pods, self.attachments.outside(), earlier);
+        let unread = (!seen.unread.is_empty()).then(|| Error::Unread(seen.unread.clone()));
         self.roles = roles;
         self.seen = seen;
-        Ok(failure)
+        Ok(unread.or(failure))
+    }
+
+    /// Whose the kernel says that devices are, as far as those pods live on.
+    fn bound_earlier(&self) -> Result<BTreeMap<u32, ObjectName>> {
+        let lives: BTreeMap<u32, &ObjectName> = self
+            .pods
+            .iter()
+            .filter_map(|pod| Some((self.slots.of(&pod.name, &pod.uid)?.index, &pod.name)))
+            .collect();
+        let named = |(device, index)| Some((device, (*lives.get(&index)?).clone()));
+        Ok(self.maps.ifaces()?.into_iter().filter_map(named).collect())
+    }
+
+    /// Whether nothing may be concluded from the absence of a device: nobody has looked yet, or it was not understood.
+    fn may_be_there(&self, device: u32) -> bool {
+        self.seen.devices.is_empty() || self.seen.unread.contains(&device)
     }
 
     /// What the kernel has to know of devices that are no pod's, by ifindex.
@@ -117,9 +137,11 @@ impl Datapath {
                 self.maps.set_iface(*device, Some(*index))?;
             }
         }
-        let desired = |device: &u32| doors.contains_key(device) || pods.contains_key(device);
-        for device in actual.keys().filter(|device| !desired(device)) {
-            self.maps.set_iface(*device, None)?;
+        for device in actual.into_keys() {
+            let desired = doors.contains_key(&device) || pods.contains_key(&device);
+            if !desired && !self.may_be_there(device) {
+                self.maps.set_iface(device, None)?;
+            }
         }
         self.bound = pods.into_keys().collect();
         Ok(())
@@ -246,6 +268,9 @@ impl Datapath {
     /// Takes programs off devices that need none, and removes the pins of devices that are gone.
     fn tidy(&mut self) -> Result<()> {
         for index in self.attachments.pinned()? {
+            if self.may_be_there(index) {
+                continue;
+            }
             let name = self.seen.devices.get(&index).map(|device| device.name.clone());
             if matches!(self.roles.get(&index), None | Some(Role::None(_))) {
                 self.attachments.detach(index, name.as_deref())?;
