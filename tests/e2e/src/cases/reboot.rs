@@ -171,5 +171,14 @@ fn restart(local: &Local, node: &str) -> Result<()> {
     for daemon in &mut daemons {
         local.start(daemon)?;
     }
+    // As an init does: kubelet ends where containerd does not answer yet, and is started again.
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(500));
+        for daemon in &mut daemons {
+            if local.signal(daemon, "0").is_err() {
+                local.start(daemon)?;
+            }
+        }
+    }
     Ok(())
 }
