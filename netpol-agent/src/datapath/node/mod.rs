@@ -159,7 +159,7 @@ impl Datapath {
         let attachments = Attachments::new(&pins, mode, others, held);
         pins.note_files(&options.files)?;
         Ok(Self {
-            binder: Binder::new(options.cni_cache.clone(), options.outside.clone()),
+            binder: Binder::new(&options.cni_cache, options.outside.clone()),
             watched: attachments.pinned_by_any()?.into_iter().collect(),
             options,
             kernel,
