@@ -13,6 +13,7 @@ mod report;
 pub mod source;
 mod start;
 pub mod taint;
+mod waiting;
 
 use std::{
     collections::BTreeMap,
@@ -41,6 +42,7 @@ use self::{
     latency::{Births, Latency},
     problems::Found,
     source::{Source, bad_input},
+    waiting::Waits,
 };
 use crate::{
     datapath::{
@@ -202,9 +204,12 @@ impl Agent {
         mut self,
         announcements: Wakeups<Announcements>,
         mut signals: Signals,
+        waits: Waits,
     ) -> anyhow::Result<()> {
         let mut cni = watch_cni(&self.config.datapath.cni_cache);
         self.start();
+        // The report says it all.
+        drop(waits);
         if self.config.once {
             return self.outcome();
         }
