@@ -13,6 +13,7 @@ mod report;
 pub mod source;
 mod start;
 pub mod taint;
+mod waiting;
 
 use std::{
     collections::BTreeMap,
@@ -41,6 +42,7 @@ use self::{
     latency::{Births, Latency},
     problems::Found,
     source::{Source, bad_input},
+    waiting::Waits,
 };
 use crate::{
     datapath::{
@@ -202,9 +204,12 @@ impl Agent {
         mut self,
         announcements: Wakeups<Announcements>,
         mut signals: Signals,
+        waits: Waits,
     ) -> anyhow::Result<()> {
-        let mut cni = watch_cni(self.datapath.cni_cache());
+        let mut cni = watch_cni(&self.config.datapath.cni_cache);
         self.start();
+        // The report says it all.
+        drop(waits);
         if self.config.once {
             return self.outcome();
         }
@@ -224,7 +229,7 @@ impl Agent {
                     announced?;
                     self.unbound_looks = 0;
                 }
-                () = cni_changed(cni.as_ref()) => self.unbound_looks = 0,
+                () = cni_changed(&mut cni) => self.unbound_looks = 0,
                 () = wake => {
                     closely = self.is_due();
                     if !closely && self.is_only_report() {
@@ -237,8 +242,7 @@ impl Agent {
             self.shared.alive();
             self.look_for_due_effects();
             if cni.is_none() {
-                // The runtime makes the directory with a node's first pod.
-                cni = watch_cni(self.datapath.cni_cache());
+                cni = watch_cni(&self.config.datapath.cni_cache);
             }
             // What woke us at once may have been waiting since we were busy: say rather too long than too short.
             let announced = if woke - idle < Duration::from_millis(1) {
@@ -387,18 +391,18 @@ fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Watches the CNI cache; `None` where there is none (then new devices are looked at more often).
+/// Watches the CNI cache; `None` where that can't be (then new devices are looked at more often).
 fn watch_cni(directory: &Path) -> Option<Wakeups<Watch>> {
-    Wakeups::directory(directory)
+    Wakeups::cni_results(directory)
         .inspect_err(
-            |error| tracing::debug!(directory = %directory.display(), %error, "no CNI cache to watch"),
+            |error| tracing::debug!(directory = %directory.display(), %error, "the CNI cache is not watched"),
         )
         .ok()
 }
 
-async fn cni_changed(watch: Option<&Wakeups<Watch>>) {
-    match watch {
-        Some(watch) if watch.next().await.is_ok() => {}
-        _ => pending().await,
+async fn cni_changed(watch: &mut Option<Wakeups<Watch>>) {
+    let Some(open) = watch else { return pending().await };
+    if open.next().await.is_err() {
+        *watch = None;
     }
 }

@@ -8,6 +8,7 @@ use super::{
     Agent, Config, Signals,
     first::First,
     source::{Source, bad_input},
+    waiting::Waits,
 };
 use crate::{
     datapath::{Datapath, kernel::Kernel, wakeups::Wakeups},
@@ -16,8 +17,8 @@ use crate::{
 
 /// `--once` does not wait longer for an API server.
 const ONCE: Duration = Duration::from_secs(60);
-/// While the agent waits it says so often that it lives.
-const ALIVE: Duration = Duration::from_secs(5);
+/// While the agent waits it says so often that it lives, and what for.
+const ALIVE: Duration = Duration::from_secs(1);
 
 /// Runs until a signal ends it. Everything stays in force when it ends, however it ends.
 ///
@@ -44,7 +45,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         // First: a signal that comes while we write waits until what was begun is in force.
         let mut signals = Signals::listen()?;
         let announcements = Wakeups::devices()?;
-        let Some(first) = wait(&mut source, &mut signals, &shared, &config).await? else {
+        let mut waits = Waits::new(&config, &source);
+        let Some(first) = wait(&mut source, &mut signals, &shared, &config, &mut waits).await? else {
             tracing::info!("ending before anything was listed: nothing was changed");
             return Ok(());
         };
@@ -59,18 +61,22 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             pods = stats.pods,
             "everything is listed"
         );
-        // Not before: what is refused until here leaves nothing behind.
-        let mut opening = pin!(Datapath::open_when_free(config.datapath.clone(), kernel));
-        let datapath = loop {
-            tokio::select! {
-                opened = &mut opening => break opened?,
-                () = signals.next() => return Ok(()),
-                // Another agent may be long in ending.
-                () = sleep(ALIVE) => shared.alive(),
+        waits.for_one("everything is listed: the programs are being loaded".to_owned());
+        let datapath = {
+            let held = |what| waits.for_one(what);
+            // Not before: what is refused until here leaves nothing behind.
+            let mut opening = pin!(Datapath::open_when_free(config.datapath.clone(), kernel, held));
+            loop {
+                tokio::select! {
+                    opened = &mut opening => break opened?,
+                    () = signals.next() => return Ok(()),
+                    // Another agent may be long in ending.
+                    () = sleep(ALIVE) => shared.alive(),
+                }
             }
         };
         Agent::new(config, source, first, datapath, shared)
-            .run(announcements, signals)
+            .run(announcements, signals, waits)
             .await
     })
 }
@@ -81,16 +87,18 @@ async fn wait(
     signals: &mut Signals,
     shared: &Shared,
     config: &Config,
+    waits: &mut Waits,
 ) -> anyhow::Result<Option<First>> {
     let begun = Instant::now();
     let mut first = First::new(&config.node);
+    waits.for_list(source);
     loop {
         tokio::select! {
             change = source.next() => if first.take(change?.0) {
                 return Ok(Some(first));
             },
             () = signals.next() => return Ok(None),
-            () = sleep(ALIVE) => {}
+            () = sleep(ALIVE) => waits.for_list(source),
         }
         shared.alive();
         if config.once && begun.elapsed() > ONCE {

@@ -19,6 +19,8 @@ use crate::{
 
 /// Where everything is pinned unless `--pin` says otherwise.
 pub(super) const PIN: &str = "/sys/fs/bpf/netpol";
+/// Where the agent keeps its files unless `--state` says otherwise.
+pub(super) const STATE: &str = "/run/netpol";
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
@@ -56,7 +58,7 @@ pub(super) struct Args {
     pin: PathBuf,
 
     /// Where to write the agent's report for `status`, and which pod has which index.
-    #[arg(long, env = "NETPOL_STATE", value_name = "DIR", default_value = "/run/netpol")]
+    #[arg(long, env = "NETPOL_STATE", value_name = "DIR", default_value = STATE)]
     state: PathBuf,
 
     /// Bring the kernel up to date and end; what is attached stays in force.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::PathBuf,
+    path::Path,
 };
 
 use netpol_policy::model::ObjectName;
@@ -43,7 +43,7 @@ pub(crate) struct Binder {
 
 impl Binder {
     /// `outside`: device names that the administrator calls outside.
-    pub(crate) fn new(cni_cache: PathBuf, outside: Vec<String>) -> Self {
+    pub(crate) fn new(cni_cache: &Path, outside: Vec<String>) -> Self {
         Self {
             cache: Cache::new(cni_cache),
             cache_serves: false,
@@ -121,7 +121,7 @@ impl Binder {
     }
 
     /// Where the runtime keeps its results.
-    pub(crate) fn directory(&self) -> &std::path::Path {
+    pub(crate) fn directory(&self) -> &Path {
         self.cache.directory()
     }
 

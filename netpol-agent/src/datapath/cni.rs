@@ -120,32 +120,36 @@ const YOUNG: Duration = Duration::from_secs(2);
 /// When a file was changed, its length and its inode.
 type Version = (SystemTime, u64, u64);
 
+/// Where results may be, the first that is there: `directory` itself, which containerd and CRI-O make, and where cri-dockerd has its
+/// own.
+pub(crate) fn directories(directory: &Path) -> Vec<PathBuf> {
+    let of_results = directory.ends_with("results").then(|| directory.parent());
+    let other = of_results.flatten().map(|parent| parent.join("cache/results"));
+    [Some(directory.to_owned()), other]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
 /// The cache's files, read again only where they have changed.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    directory: PathBuf,
-    /// Where cri-dockerd has its own.
-    other: Option<PathBuf>,
+    directories: Vec<PathBuf>,
     files: BTreeMap<PathBuf, (Version, Option<Attachment>)>,
 }
 
 impl Cache {
-    pub(crate) fn new(directory: impl Into<PathBuf>) -> Self {
-        let directory = directory.into();
-        let of_results = directory.ends_with("results").then(|| directory.parent());
+    pub(crate) fn new(directory: &Path) -> Self {
         Self {
-            other: of_results.flatten().map(|parent| parent.join("cache/results")),
-            directory,
+            directories: directories(directory),
             files: BTreeMap::new(),
         }
     }
 
     /// The directory that is there; where there is none, the one that containerd and CRI-O make.
     pub(crate) fn directory(&self) -> &Path {
-        let other = self.other.as_deref().filter(|other| other.is_dir());
-        other
-            .filter(|_| !self.directory.is_dir())
-            .unwrap_or(&self.directory)
+        let there = self.directories.iter().find(|directory| directory.is_dir());
+        there.unwrap_or(&self.directories[0])
     }
 
     /// Looks again. Without a cache there is nothing.

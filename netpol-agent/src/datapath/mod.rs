@@ -30,6 +30,7 @@ pub mod report;
 pub mod settings;
 pub mod sweep;
 mod takeover;
+pub mod waiting;
 pub mod wakeups;
 mod words;
 

@@ -198,7 +198,7 @@ impl Pins {
         })
     }
 
-    /// Notes where the agent keeps its files: `STEM.json`, `STEM.pods.json`.
+    /// Notes where the agent keeps its files: `STEM.json`, `STEM.pods.json`, `STEM.waiting.json`.
     pub(crate) fn note_files(&self, stem: &Path) -> Result<()> {
         let marker = self.0.join("state");
         if fs::read_link(&marker).is_ok_and(|known| known == stem) {
@@ -212,11 +212,11 @@ impl Pins {
         symlink(stem, &marker).map_err(failed())
     }
 
-    /// The report and the slots of the agent that used these pins last; empty where none did.
+    /// The report, the slots and the note of the agent that used these pins last; empty where none did.
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
         let marker = self.0.join("state");
         match fs::read_link(&marker) {
-            Ok(stem) => Ok(vec![report_file(&stem), slots_file(&stem)]),
+            Ok(stem) => Ok(vec![report_file(&stem), slots_file(&stem), waiting_file(&stem)]),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(Error::io(format!("reading {}", marker.display()))(error)),
         }
@@ -258,6 +258,11 @@ pub(crate) fn report_file(stem: &Path) -> PathBuf {
 /// `STEM.pods.json`
 pub(crate) fn slots_file(stem: &Path) -> PathBuf {
     with_ending(stem, ".pods.json")
+}
+
+/// `STEM.waiting.json`
+pub(crate) fn waiting_file(stem: &Path) -> PathBuf {
+    with_ending(stem, ".waiting.json")
 }
 
 /// A node's name may hold dots: nothing is replaced.

@@ -105,13 +105,11 @@ impl Shared {
             let waiting = self.source().filter(|source| !source.is_synced());
             let what = match waiting {
                 Some(source) => {
-                    let kinds: Vec<&str> = source
-                        .watches
-                        .iter()
-                        .filter(|(_, watch)| !watch.synced)
-                        .map(|(plural, _)| *plural)
-                        .collect();
-                    format!("waiting for the API server to list {}\n", kinds.join(", "))
+                    let awaited = || source.watches.iter().filter(|(_, watch)| !watch.synced);
+                    let kinds: Vec<&str> = awaited().map(|(plural, _)| *plural).collect();
+                    let whys = awaited().filter_map(|(_, watch)| watch.why.as_ref());
+                    let whys: String = whys.map(|why| format!("{why}\n")).collect();
+                    format!("waiting for the API server to list {}\n{whys}", kinds.join(", "))
                 }
                 None => "starting\n".to_owned(),
             };

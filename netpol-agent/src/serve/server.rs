@@ -49,7 +49,7 @@ pub(crate) fn start(address: SocketAddr, shared: Arc<Shared>) -> anyhow::Result<
 
 async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let places = Places::default();
-    let scrapes = Arc::new(Scrapes::default());
+    let scrapes = Scrapes::default();
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -66,7 +66,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             tracing::debug!(%peer, "too many connections");
             continue;
         };
-        let (shared, scrapes) = (Arc::clone(&shared), Arc::clone(&scrapes));
+        let (shared, scrapes) = (Arc::clone(&shared), scrapes.clone());
         drop(tokio::spawn(async move {
             let conversation = converse(stream, shared, scrapes);
             if tokio::time::timeout(LIFE, conversation).await.is_err() {
@@ -111,29 +111,34 @@ impl Drop for Place {
 }
 
 /// The last scrape, and when it was made. Who holds it makes the next: there is one at a time.
-#[derive(Debug, Default)]
-struct Scrapes(tokio::sync::Mutex<Option<(Instant, Bytes)>>);
+#[derive(Clone, Debug, Default)]
+struct Scrapes(Arc<tokio::sync::Mutex<Option<(Instant, Bytes)>>>);
 
 impl Scrapes {
     /// On a thread of its own: a scrape walks the flow tables, and probes must not wait for it.
-    async fn text(&self, shared: &Arc<Shared>) -> anyhow::Result<Bytes> {
-        let mut last = self.0.lock().await;
+    async fn text(
+        &self,
+        scrape: impl FnOnce() -> anyhow::Result<String> + Send + 'static,
+    ) -> anyhow::Result<Bytes> {
+        let mut last = Arc::clone(&self.0).lock_owned().await;
         if let Some((made, text)) = &*last
             && made.elapsed() < FRESH
         {
             return Ok(text.clone());
         }
-        let shared = Arc::clone(shared);
-        let text = tokio::task::spawn_blocking(move || metrics::text(&shared)).await??;
-        let text = Bytes::from(text);
-        *last = Some((Instant::now(), text.clone()));
-        Ok(text)
+        // The lock goes along: the thread goes on where who has asked is hung up on.
+        let made = tokio::task::spawn_blocking(move || {
+            let text = Bytes::from(scrape()?);
+            *last = Some((Instant::now(), text.clone()));
+            Ok(text)
+        });
+        made.await?
     }
 }
 
-async fn converse(stream: TcpStream, shared: Arc<Shared>, scrapes: Arc<Scrapes>) {
+async fn converse(stream: TcpStream, shared: Arc<Shared>, scrapes: Scrapes) {
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let (shared, scrapes) = (Arc::clone(&shared), Arc::clone(&scrapes));
+        let (shared, scrapes) = (Arc::clone(&shared), scrapes.clone());
         async move {
             let (method, path) = (request.method(), request.uri().path());
             Ok::<_, Infallible>(answer(method, path, &shared, &scrapes).await)
@@ -150,6 +155,11 @@ async fn converse(stream: TcpStream, shared: Arc<Shared>, scrapes: Arc<Scrapes>)
     }
 }
 
+fn scrape(shared: &Arc<Shared>) -> impl FnOnce() -> anyhow::Result<String> + Send + 'static {
+    let shared = Arc::clone(shared);
+    move || metrics::text(&shared)
+}
+
 async fn answer(
     method: &Method,
     path: &str,
@@ -162,7 +172,7 @@ async fn answer(
         false => (StatusCode::SERVICE_UNAVAILABLE, plain, text.into()),
     };
     let (status, kind, text) = match (method, path) {
-        (&Method::GET | &Method::HEAD, "/metrics") => match scrapes.text(shared).await {
+        (&Method::GET | &Method::HEAD, "/metrics") => match scrapes.text(scrape(shared)).await {
             Ok(text) => (
                 StatusCode::OK,
                 "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -257,6 +267,30 @@ mod tests {
             ask(stream, "");
         }
         assert!(ask(from(1, address), HEALTHZ).starts_with("HTTP/1.1 200 OK"));
+    }
+
+    #[tokio::test]
+    async fn a_scrape_that_nobody_waits_for_any_more_is_still_the_only_one() {
+        let scrapes = Scrapes::default();
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let (end, ends) = mpsc::channel();
+        let first = scrapes.clone();
+        let first = tokio::spawn(async move {
+            let scrape = move || {
+                let _ = begun.send(());
+                ends.recv()?;
+                Ok("first".to_owned())
+            };
+            first.text(scrape).await
+        });
+        begins.await.unwrap();
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        let second = tokio::spawn(async move { scrapes.text(|| Ok("second".to_owned())).await });
+        // It has come to where it waits.
+        tokio::task::yield_now().await;
+        end.send(()).unwrap();
+        assert_eq!(second.await.unwrap().unwrap(), "first");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! `cargo xtask deploy-check`: the plain manifest, the kustomize bases and the Helm chart say the same.
 
 mod compare;
+mod notes;
+mod probes;
 mod renderers;
 mod valid;
 mod yaml;
@@ -143,6 +145,8 @@ pub(crate) fn run(_: &Args) -> Result<ExitCode> {
         faults.extend(same(&renderers, *kustomization, values)?);
     }
     faults.extend(everything(&renderers)?);
+    faults.extend(listening(&renderers)?);
+    faults.extend(notes::faults(&renderers)?);
     renderers.lint()?;
     faults.extend(refusals(&renderers));
     faults.extend(versions()?);
@@ -254,6 +258,24 @@ fn everything(renderers: &Renderers) -> Result<Vec<String>> {
         let id = format!("DaemonSet netpol-system/{daemon_set}");
         ensure!(objects.contains_key(&id), "{shown} has no {id}");
         faults.extend(valid::faults(&shown, &objects));
+    }
+    Ok(faults)
+}
+
+/// The chart for each way to listen, whose probes follow.
+fn listening(renderers: &Renderers) -> Result<Vec<String>> {
+    let mut faults = Vec::new();
+    for address in [
+        "127.0.0.1",
+        "127.1.2.3",
+        "[::1]",
+        "[::]",
+        "$(HOST_IP)",
+        "[$(HOST_IP)]",
+    ] {
+        let value = format!("listen.address={address}");
+        let chart = rendered(&renderers.helm(&[&value, "listen.port=9999"])?)?;
+        faults.extend(valid::faults(&format!("the chart with {value}"), &chart));
     }
     Ok(faults)
 }

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
+use super::yaml;
 use crate::{
     preflight,
     ui::{root, run_step},
@@ -22,6 +23,22 @@ const FLAGS: &[&str] = &["-buildvcs=false", "-trimpath", "-ldflags=-s -w"];
 
 /// Before a value that is a text, whatever it looks like.
 const TEXT: &str = "text:";
+
+const CHART: &str = "deploy/helm/netpol";
+
+/// What is installed under which name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Release<'a> {
+    pub(super) name: &'a str,
+    pub(super) namespace: &'a str,
+    pub(super) values: &'a [&'a str],
+}
+
+const RELEASE: Release<'_> = Release {
+    name: "netpol",
+    namespace: "netpol-system",
+    values: &[],
+};
 
 /// Where the programs are.
 #[derive(Debug)]
@@ -56,19 +73,56 @@ impl Renderers {
 
     /// `helm template` of the chart with values as for `--set`, or after [`TEXT`] as for `--set-string`.
     pub(super) fn helm(&self, values: &[&str]) -> Result<String> {
-        output(&mut self.template(values))
+        self.helm_as(Release { values, ..RELEASE })
+    }
+
+    /// The same of a release by any name.
+    pub(super) fn helm_as(&self, release: Release<'_>) -> Result<String> {
+        output(&mut self.template(&root().join(CHART), release))
     }
 
     /// The same with a file of values, which the others outrank.
     pub(super) fn helm_with(&self, file: &Path, values: &[&str]) -> Result<String> {
-        output(self.template(values).arg("--values").arg(file))
+        let release = Release { values, ..RELEASE };
+        let mut helm = self.template(&root().join(CHART), release);
+        output(helm.arg("--values").arg(file))
     }
 
-    fn template(&self, values: &[&str]) -> Command {
+    /// The chart's NOTES.txt for a release. `helm template` leaves it out and `helm install` asks a cluster, even if it is only to show what it
+    /// would do: so here it is a template as the others are.
+    pub(super) fn notes(&self, release: Release<'_>) -> Result<String> {
+        const NOTES: &str = "templates/NOTES.txt";
+        let copy = root().join("target/deploy-check/notes");
+        if copy.exists() {
+            fs::remove_dir_all(&copy).with_context(|| format!("removing {}", copy.display()))?;
+        }
+        copy_dir(&root().join(CHART), &copy)?;
+        let text = fs::read_to_string(copy.join(NOTES)).context("reading NOTES.txt")?;
+        fs::remove_file(copy.join(NOTES)).context("leaving out NOTES.txt")?;
+        let template = format!(
+            "{{{{ define \"notes\" }}}}{text}{{{{ end }}}}\nnotes: {{{{ include \"notes\" . | toJson }}}}\n"
+        );
+        fs::write(copy.join("templates/notes.yaml"), template).context("writing a template of NOTES.txt")?;
+        let mut helm = self.template(&copy, release);
+        let rendered = output(helm.args(["--show-only", "templates/notes.yaml"]))?;
+        let documents = yaml::documents(&rendered)?;
+        let notes = documents.first().and_then(|document| document["notes"].as_str());
+        notes.map(str::to_owned).context("the chart has no notes")
+    }
+
+    fn template(&self, chart: &Path, release: Release<'_>) -> Command {
+        let Release {
+            name,
+            namespace,
+            values,
+        } = release;
         let mut helm = Command::new(self.0.join("helm"));
-        helm.args(["template", "netpol"])
-            .arg(root().join("deploy/helm/netpol"))
-            .args(["--namespace", "netpol-system", "--kube-version", KUBERNETES]);
+        helm.args(["template", name]).arg(chart).args([
+            "--namespace",
+            namespace,
+            "--kube-version",
+            KUBERNETES,
+        ]);
         for value in values {
             match value.strip_prefix(TEXT) {
                 Some(value) => helm.args(["--set-string", value]),
@@ -82,8 +136,22 @@ impl Renderers {
     pub(super) fn lint(&self) -> Result<()> {
         let mut helm = Command::new(self.0.join("helm"));
         helm.args(["lint", "--strict", "--quiet", "--kube-version", KUBERNETES]);
-        output(helm.arg(root().join("deploy/helm/netpol"))).map(drop)
+        output(helm.arg(root().join(CHART))).map(drop)
     }
+}
+
+fn copy_dir(from: &Path, to: &Path) -> Result<()> {
+    let copying = || format!("copying {} to {}", from.display(), to.display());
+    fs::create_dir_all(to).with_context(copying)?;
+    for entry in fs::read_dir(from).with_context(copying)? {
+        let entry = entry.with_context(copying)?;
+        let (path, copy) = (entry.path(), to.join(entry.file_name()));
+        match path.is_dir() {
+            true => copy_dir(&path, &copy)?,
+            false => drop(fs::copy(&path, &copy).with_context(copying)?),
+        }
+    }
+    Ok(())
 }
 
 /// What the programs depend on, as one number.

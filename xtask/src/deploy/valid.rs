@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::compare::Objects;
+use super::{compare::Objects, probes};
 
 /// Each fault in one line: the object, the field, what is wrong.
 pub(super) fn faults(of: &str, objects: &Objects) -> Vec<String> {
@@ -90,6 +90,7 @@ fn container(container: &Value, volumes: &BTreeSet<String>, add: &mut impl FnMut
         add("a capability is added twice".to_owned());
     }
     expansions(list(&container["env"]), add);
+    probes::faults(container, add);
 }
 
 /// `$(X)` stands for what it says where no variable before it is called X.
@@ -125,7 +126,7 @@ fn names(items: &Value, field: &str, what: &str, add: &mut impl FnMut(String)) -
     names
 }
 
-fn list(value: &Value) -> &[Value] {
+pub(super) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 

@@ -4,7 +4,7 @@ mod text;
 
 use std::{
     io::Write as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -12,10 +12,14 @@ use netpol_common::ABI;
 use serde::Serialize;
 
 use self::text::text;
-use super::{BadInput, Exit, Output, run::PIN};
+use super::{
+    BadInput, Exit, Output,
+    run::{PIN, STATE},
+};
 use crate::datapath::{
     object::Pins,
     report::{Live, Report},
+    waiting::{self, Waiting},
 };
 
 /// Arguments of `status`.
@@ -25,6 +29,10 @@ pub(super) struct Args {
     #[arg(long, env = "NETPOL_PIN", value_name = "DIR", default_value = PIN)]
     pin: PathBuf,
 
+    /// Where an agent that waits keeps its files, if not where the one before did.
+    #[arg(long, env = "NETPOL_STATE", value_name = "DIR", default_value = STATE)]
+    state: PathBuf,
+
     /// How to print.
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     output: Output,
@@ -33,10 +41,12 @@ pub(super) struct Args {
 /// `-o json`
 #[derive(Debug, Serialize)]
 struct Status {
-    /// What the agent wrote last.
+    /// What the agent wrote last that has brought anything in force.
     agent: Option<Report>,
+    /// Agents of which nothing is in force yet.
+    waiting: Vec<Waiting>,
     /// What is pinned.
-    kernel: Live,
+    kernel: Option<Live>,
 }
 
 /// Exit 0: everything is in force; 1: something is not, be it that the manifests have errors, or no agent runs; 2: nothing
@@ -44,20 +54,27 @@ struct Status {
 pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let pins = Pins::in_force(&args.pin)?;
     let pins = pins.unwrap_or_else(|| Pins::new(args.pin.join(format!("v{ABI}"))));
-    let Some(kernel) = Live::read(&pins)? else {
+    let kernel = Live::read(&pins)?;
+    let path = kernel.as_ref().map(|_| pins.report()).transpose()?.flatten();
+    let waiting = waiting(args, path.as_deref())?;
+    if kernel.is_none() && waiting.is_empty() {
         let pin = args.pin.display();
         return Err(BadInput(format!(
-            "nothing is pinned below {pin}: no agent has run here, one waits for its first list (its log and /readyz say for what), \
-             or --pin is another"
+            "nothing is pinned below {pin}, and no agent waits: none has run here, or --pin or --state is another"
         ))
         .into());
+    }
+    let agent = path.map(|path| Report::read(&path)).transpose()?.flatten();
+    let exit = match &kernel {
+        None => Exit::BadInput,
+        Some(kernel) if kernel.running && agent.as_ref().is_some_and(Report::is_well) => Exit::Ok,
+        Some(_) => Exit::No,
     };
-    let agent = match pins.report()? {
-        Some(path) => Report::read(&path)?,
-        None => None,
+    let status = Status {
+        agent,
+        waiting,
+        kernel,
     };
-    let well = kernel.running && agent.as_ref().is_some_and(Report::is_well);
-    let status = Status { agent, kernel };
     let mut out = std::io::stdout().lock();
     match args.output {
         Output::Json => {
@@ -66,7 +83,17 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
         }
         Output::Text => out.write_all(text(&status, now()).as_bytes())?,
     }
-    Ok(if well { Exit::Ok } else { Exit::No })
+    Ok(exit)
+}
+
+/// Who waits, by what is in `--state` and in the directory of the last `report`.
+fn waiting(args: &Args, report: Option<&Path>) -> anyhow::Result<Vec<Waiting>> {
+    let pin = std::path::absolute(&args.pin)?;
+    let mut found = waiting::all(&args.state, &pin)?;
+    if let Some(other) = report.and_then(Path::parent).filter(|other| *other != args.state) {
+        found.extend(waiting::all(other, &pin)?);
+    }
+    Ok(found)
 }
 
 fn now() -> u64 {

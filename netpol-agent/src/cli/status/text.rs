@@ -8,6 +8,7 @@ use crate::{
     datapath::{
         attach::{Hook, Mode},
         report::{Live, Report, RulesetReport},
+        waiting::Waiting,
     },
 };
 
@@ -17,25 +18,46 @@ const NAMED: usize = 3;
 /// Everything, in tables that fit into a terminal where names are not too long.
 pub(super) fn text(status: &Status, now: u64) -> String {
     let mut out = String::new();
-    let kernel = &status.kernel;
+    // Writing to a string does not fail.
+    let _ = match (&status.agent, &status.kernel) {
+        (Some(agent), Some(kernel)) => {
+            head(&mut out, agent, kernel, now);
+            Ok(())
+        }
+        (None, Some(kernel)) if kernel.running => writeln!(out, "agent:    starting, no report yet"),
+        (None, Some(_)) => writeln!(out, "agent:    not running, and none has written a report"),
+        (_, None) => writeln!(out, "kernel:   nothing is pinned: nothing is enforced"),
+    };
+    waiting(&mut out, &status.waiting, now);
     if let Some(agent) = &status.agent {
-        head(&mut out, agent, kernel, now);
         devices(&mut out, agent);
         pods(&mut out, agent);
         policies(&mut out, agent);
         rulesets(&mut out, agent);
-    } else {
-        let state = if kernel.running {
-            "starting, no report yet"
-        } else {
-            "not running, and none has written a report"
-        };
-        // Writing to a string does not fail.
-        let _ = writeln!(out, "agent:    {state}");
     }
-    maps(&mut out, kernel);
-    drops(&mut out, status);
+    if let Some(kernel) = &status.kernel {
+        maps(&mut out, kernel);
+        drops(&mut out, kernel, status.agent.as_ref());
+    }
     out
+}
+
+fn waiting(out: &mut String, waiting: &[Waiting], now: u64) {
+    for agent in waiting {
+        let _ = writeln!(
+            out,
+            "waiting:  {} on node {}, as process {} for {}, source {}",
+            agent.version,
+            agent.node,
+            agent.pid,
+            duration(now.saturating_sub(agent.started)),
+            agent.source
+        );
+        for reason in &agent.reasons {
+            let lasts = duration(now.saturating_sub(reason.since));
+            let _ = writeln!(out, "waits for {lasts}: {}", reason.what);
+        }
+    }
 }
 
 fn head(out: &mut String, agent: &Report, kernel: &Live, now: u64) {
@@ -185,13 +207,13 @@ fn fill(entries: usize, capacity: u32) -> String {
     format!("{}%", (entries * 100).div_ceil(capacity.max(1) as usize))
 }
 
-fn drops(out: &mut String, status: &Status) {
+fn drops(out: &mut String, kernel: &Live, agent: Option<&Report>) {
     let pod = |index: u32| {
-        let mut known = status.agent.iter().flat_map(|agent| &agent.pods);
+        let mut known = agent.into_iter().flat_map(|agent| &agent.pods);
         let known = known.find(|pod| pod.index == index);
         known.map_or_else(|| "-".to_owned(), |pod| pod.name.clone())
     };
-    let rows = status.kernel.drops.iter().map(|drop| {
+    let rows = kernel.drops.iter().map(|drop| {
         vec![
             pod(drop.pod),
             drop.hook.map_or("-", Hook::program).to_owned(),
@@ -201,7 +223,7 @@ fn drops(out: &mut String, status: &Status) {
         ]
     });
     table(out, "drops", &["POD", "HOOK", "REASON", "PACKETS", "BYTES"], rows);
-    let refused = status.kernel.refused.iter();
+    let refused = kernel.refused.iter();
     let rows = refused.map(|refused| vec![pod(refused.pod), refused.openings.to_string()]);
     table(
         out,
@@ -250,6 +272,30 @@ fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_waits_is_beside_what_is_in_force() {
+        let waits = "waiting:  1.0.0 on node n1, as process 7 for 9 s, source https://10.96.0.1\n\
+                     waits for 8 s: may not list pods\n";
+        let mut status = Status {
+            agent: None,
+            waiting: vec![Waiting::example()],
+            kernel: None,
+        };
+        assert_eq!(
+            text(&status, 10),
+            format!("kernel:   nothing is pinned: nothing is enforced\n{waits}")
+        );
+        status.kernel = Some(Live::default());
+        status.agent = Some(Report::example());
+        let both = text(&status, 10);
+        assert!(
+            both.contains("not running; what is attached stays in force"),
+            "{both}"
+        );
+        assert!(both.contains(waits), "{both}");
+        assert!(both.contains("prod/db"), "{both}");
+    }
 
     #[test]
     fn tables_line_up() {

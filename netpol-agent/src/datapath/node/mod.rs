@@ -159,7 +159,7 @@ impl Datapath {
         let attachments = Attachments::new(&pins, mode, others, held);
         pins.note_files(&options.files)?;
         Ok(Self {
-            binder: Binder::new(options.cni_cache.clone(), options.outside.clone()),
+            binder: Binder::new(&options.cni_cache, options.outside.clone()),
             watched: attachments.pinned_by_any()?.into_iter().collect(),
             options,
             kernel,
@@ -182,12 +182,16 @@ impl Datapath {
         })
     }
 
-    /// As [`Self::open`]; where another agent holds the pins, waits until it has ended, at most [`Options::lock_wait`].
+    /// As [`Self::open`]; where another agent holds the pins, says so by `held` and waits until it has ended, at most [`Options::lock_wait`].
     /// May be dropped at any time before it is ready.
     ///
     /// # Errors
     /// Any; [`Error::Locked`] where the other has not ended by then.
-    pub async fn open_when_free(options: Options, kernel: Kernel) -> Result<Self> {
+    pub async fn open_when_free(
+        options: Options,
+        kernel: Kernel,
+        mut held: impl FnMut(String),
+    ) -> Result<Self> {
         const PAUSE: Duration = Duration::from_millis(100);
         let end = std::time::Instant::now() + options.lock_wait;
         let mut told = false;
@@ -195,11 +199,10 @@ impl Datapath {
             match Self::open(options.clone(), kernel.clone()) {
                 Err(Error::Locked { path, holder }) if std::time::Instant::now() < end => {
                     if !std::mem::replace(&mut told, true) {
-                        tracing::warn!(
-                            path = %path.display(),
-                            seconds = options.lock_wait.as_secs(),
-                            "another netpol-agent{holder} holds the pins: waiting for it to end"
-                        );
+                        let text =
+                            format!("another netpol-agent{holder} holds the pins: waiting for it to end");
+                        tracing::warn!(path = %path.display(), seconds = options.lock_wait.as_secs(), "{text}");
+                        held(text);
                     }
                     tokio::time::sleep(PAUSE).await;
                 }

@@ -20,6 +20,8 @@ pub struct Watch {
     pub synced: bool,
     /// Since when it fails; `None` while it works.
     pub failing_since: Option<SystemTime>,
+    /// Why, as it failed last.
+    pub why: Option<String>,
     /// When the server was last heard of.
     pub heard: Option<SystemTime>,
     /// How often it had to be begun anew because of a failure.
@@ -44,6 +46,17 @@ impl Status {
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.watches.values().all(|watch| watch.synced)
+    }
+
+    /// What the first list waits for, and since when it fails, if it does.
+    #[must_use]
+    pub fn awaited(&self) -> Vec<(Option<SystemTime>, String)> {
+        let awaited = self.watches.iter().filter(|(_, watch)| !watch.synced);
+        let reason = |(plural, watch): (&&str, &Watch)| {
+            let under_way = || format!("the first list of {plural} is under way");
+            (watch.failing_since, watch.why.clone().unwrap_or_else(under_way))
+        };
+        awaited.map(reason).collect()
     }
 
     /// Since when what is in force may be out of date.
@@ -129,6 +142,7 @@ impl Health {
         self.on(plural, |watch| {
             watch.heard = Some(SystemTime::now());
             ended = watch.failing_since.take();
+            watch.why = None;
         });
         if let Some(since) = ended {
             let lasted = since.elapsed().unwrap_or_default();
@@ -181,6 +195,7 @@ impl Health {
         };
         *watch.errors.entry(kind).or_default() += 1;
         watch.restarts += 1;
+        watch.why = Some(what.to_owned());
         let since = *watch.failing_since.get_or_insert(watch.heard.unwrap_or(now));
         let in_force = match watch.synced {
             true => "what is in force stays; changes are not seen until it answers",
@@ -218,10 +233,30 @@ mod tests {
         assert!(status.last_success() <= heard && status.last_success().is_some());
         assert_eq!(status.watches["pods"].errors, BTreeMap::from([("connection", 2)]));
 
+        assert_eq!(status.watches["pods"].why.as_deref(), Some("no answer"));
+
         health.received("pods", 7);
         assert_eq!(health.status().stale_since(), heard);
         health.answered("pods");
         let status = health.status();
         assert_eq!((status.stale_since(), status.watches["pods"].bytes), (None, 7));
+        assert_eq!(status.watches["pods"].why, None);
+    }
+
+    #[test]
+    fn what_is_not_listed_is_awaited_and_why_is_said() {
+        let health = Health::new();
+        health.synced(Which::Nodes);
+        health.synced(Which::Namespaces);
+        health.failed(Which::Pods, "forbidden", "may not list pods");
+        let since = health.status().watches["pods"].failing_since;
+        assert!(since.is_some());
+        assert_eq!(
+            health.status().awaited(),
+            [
+                (None, "the first list of networkpolicies is under way".to_owned()),
+                (since, "may not list pods".to_owned()),
+            ]
+        );
     }
 }
