@@ -264,8 +264,12 @@ impl<K: Kind> Course<K> {
         if listing {
             params = params.initial_events();
         }
-        let from = version.as_deref().unwrap_or("0");
-        let stream = self.api.watch(&params, from).await;
+        // Without a version a list is as new as etcd, as pages are; version 0 is whatever this server's cache has, which may be
+        // older than what another server has told before.
+        let stream = self
+            .api
+            .watch(&params, version.as_deref().unwrap_or_default())
+            .await;
         let stream = stream.map_err(|error| match error {
             Error::Api(status) => Broken::Refused { status, listing },
             error => Broken::Watch { error, listing },
