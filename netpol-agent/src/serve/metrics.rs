@@ -17,7 +17,7 @@ use crate::{
         attach::Hook,
         report::{Live, Report},
     },
-    source::kubernetes::health::Status,
+    source::kubernetes::health::{Counts, Status, Watch},
 };
 
 /// Everything that metrics are made of.
@@ -351,17 +351,24 @@ impl Numbers<'_> {
             "When all watches were last in touch with the API server",
             last,
         );
-        let events = watches().flat_map(|(plural, watch)| {
-            watch
-                .events
-                .iter()
-                .map(move |(event, count)| (vec![of(plural), ("event", (*event).to_owned())], *count))
-        });
+        let by = |label: &'static str, counts: fn(&Watch) -> &Counts| {
+            watches().flat_map(move |(plural, watch)| {
+                counts(watch)
+                    .iter()
+                    .map(move |(value, count)| (vec![of(plural), (label, (*value).to_owned())], *count))
+            })
+        };
         families.counters(
             "source_events",
             "Objects that came from the API server",
             None,
-            events,
+            by("event", |watch| &watch.events),
+        );
+        families.counters(
+            "source_lists",
+            "Lists that came to their end",
+            None,
+            by("way", |watch| &watch.lists),
         );
         let bytes = watches().map(|(plural, watch)| (vec![of(plural)], watch.bytes));
         families.counters(
@@ -377,17 +384,11 @@ impl Numbers<'_> {
             None,
             restarts,
         );
-        let errors = watches().flat_map(|(plural, watch)| {
-            watch
-                .errors
-                .iter()
-                .map(move |(kind, count)| (vec![of(plural), ("kind", (*kind).to_owned())], *count))
-        });
         families.counters(
             "source_errors",
             "Failures of the API server's answers, by kind",
             None,
-            errors,
+            by("kind", |watch| &watch.errors),
         );
     }
 

@@ -48,6 +48,7 @@ fn source() -> Status {
         heard: Some(UNIX_EPOCH + Duration::from_secs(7)),
         restarts: 2,
         events: BTreeMap::from([("apply", 5)]),
+        lists: BTreeMap::from([("streamed", 1)]),
         errors: BTreeMap::from([("expired", 1)]),
         bytes: 900,
     };
@@ -136,6 +137,7 @@ fn values_are_what_they_were_made_of() {
         r#"netpol_isolated_pods{direction="ingress"} 1.0"#,
         r#"netpol_programs_attached{interface="pod",program="from_pod"} 1.0"#,
         r#"netpol_map_capacity_entries{map="cells"} 8.0"#,
+        r#"netpol_source_lists_total{resource="pods",way="streamed"} 1"#,
         r#"netpol_watch_restarts_total{resource="pods"} 2"#,
         "netpol_source_stale 1.0",
         "netpol_source_last_success_timestamp_seconds 7.0",

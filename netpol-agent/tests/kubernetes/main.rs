@@ -142,8 +142,14 @@ fn streamed_lists_where_they_are_served_and_pages_where_not() {
         );
         assert_eq!(server.asked(&["/pods?", "continue="]) > 0, !streams, "pages");
         assert_eq!(server.asked(&["/pods?", "sendInitialEvents=true"]), 1);
+        // Whatever a server's cache has is older than what another one has told, where that is behind.
+        assert_eq!(server.asked(&["/pods?", "resourceVersion=0"]), 0);
+        let way = if streams { "streamed" } else { "paged" };
         let status = follower.watcher.health().status();
         assert_eq!((status.is_synced(), status.stale_since()), (true, None));
+        for (plural, watch) in &status.watches {
+            assert_eq!(watch.lists, [(way, 1)].into(), "{plural}");
+        }
         // Servers keep a part of their watches for as long as we ask: not all for the same time.
         server.put("pods", "prod/b", pod("b", "10.0.0.9"));
         follower.until("an event", |snapshot| snapshot.pods.len() == 6);

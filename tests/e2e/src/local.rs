@@ -252,7 +252,8 @@ pub(crate) struct Running {
     pub(crate) name: String,
     node: Option<String>,
     pid: i32,
-    words: Vec<String>,
+    /// Its command line.
+    pub(crate) words: Vec<String>,
     log: PathBuf,
 }
 

@@ -10,15 +10,12 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    daemon::call,
+    debian,
     golang::{Go, number},
     image::{self, hex},
     record::Lock,
 };
-use crate::{
-    preflight,
-    ui::{root, run_step, say},
-};
+use crate::ui::{root, run_step, say};
 
 /// One Go module that pins components.
 #[derive(Debug)]
@@ -26,6 +23,8 @@ struct Module {
     /// Below `tests/e2e/components`.
     dir: &'static str,
     packages: &'static [&'static str],
+    /// What the one package's program is called, where Go would name it by its path.
+    program: Option<&'static str>,
     ldflags: &'static str,
     cgo: &'static str,
 }
@@ -43,6 +42,7 @@ const MODULES: &[Module] = &[
             "k8s.io/kubernetes/cmd/kubectl",
             "k8s.io/kubernetes/test/images/agnhost",
         ],
+        program: None,
         // What is not built by Kubernetes' own scripts calls itself v0.0.0-master, which clients refuse.
         ldflags: "-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component-base/version.gitMajor=1 \
                   -X k8s.io/component-base/version.gitMinor=37",
@@ -55,16 +55,94 @@ const MODULES: &[Module] = &[
             "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
             "github.com/containerd/containerd/v2/cmd/ctr",
         ],
+        program: None,
+        ldflags: "-s -w",
+        cgo: "0",
+    },
+    Module {
+        dir: "etcd",
+        packages: &["go.etcd.io/etcd/server/v3"],
+        program: Some("etcd"),
         ldflags: "-s -w",
         cgo: "0",
     },
     Module {
         dir: "flannel",
         packages: &["github.com/flannel-io/flannel"],
+        program: None,
         ldflags: "-s -w",
         cgo: "1",
     },
 ];
+
+impl Module {
+    /// What its programs depend on, as one number.
+    fn key(&self, go: &Go) -> Result<String> {
+        let mut text = format!("{}\n{GOFLAGS}\n{self:?}\n", go.version);
+        for file in ["go.mod", "go.sum"] {
+            text += &read(&manifests().join(self.dir).join(file))?;
+        }
+        Ok(hex(text.as_bytes()))
+    }
+
+    fn programs(&self) -> Vec<&'static str> {
+        let last = |package: &&'static str| package.rsplit('/').next();
+        match self.program {
+            Some(program) => vec![program],
+            None => self.packages.iter().filter_map(last).collect(),
+        }
+    }
+
+    /// Puts its programs into `part`: those of another build that had the same key, or new ones.
+    fn provide(&self, go: &Go, all: &Path, part: &Path) -> Result<()> {
+        let (bin, key) = (part.join("bin"), self.key(go)?);
+        make(&bin)?;
+        match self.built(all, &key)? {
+            Some(other) => {
+                for program in self.programs() {
+                    let (from, to) = (other.join("bin").join(program), bin.join(program));
+                    fs::hard_link(&from, &to).with_context(|| format!("linking {}", from.display()))?;
+                }
+                say(self.dir, &format!("as in {}", other.display()));
+            }
+            None => self.build(go, &bin)?,
+        }
+        make(&part.join(KEYS))?;
+        let stamp = part.join(KEYS).join(self.dir);
+        fs::write(&stamp, key).with_context(|| format!("writing {}", stamp.display()))
+    }
+
+    /// A directory of components that has the programs of this key.
+    fn built(&self, all: &Path, key: &str) -> Result<Option<PathBuf>> {
+        for entry in fs::read_dir(all).with_context(|| format!("reading {}", all.display()))? {
+            let dir = entry?.path();
+            let has = |program: &&str| dir.join("bin").join(program).is_file();
+            // A directory from before there were keys has none.
+            let known = fs::read_to_string(dir.join(KEYS).join(self.dir));
+            if known.is_ok_and(|known| known == key) && self.programs().iter().all(has) {
+                return Ok(Some(dir));
+            }
+        }
+        Ok(None)
+    }
+
+    fn build(&self, go: &Go, bin: &Path) -> Result<()> {
+        let to = match self.program {
+            Some(program) => bin.join(program),
+            None => bin.to_owned(),
+        };
+        let mut command = go_command(go, self.cgo);
+        command
+            .current_dir(manifests().join(self.dir))
+            .args(["build", "-ldflags", self.ldflags, "-o"])
+            .arg(to)
+            .args(self.packages);
+        run_step(&format!("build of {}", self.dir), &mut command)
+    }
+}
+
+/// The keys of the modules, in a directory of components: another one need not build again what is the same.
+const KEYS: &str = "keys";
 
 /// Flannel's CNI plugin: the last release of it that is a Go module which can be installed as it is.
 const CNI_FLANNEL: &str = "github.com/containernetworking/plugins/plugins/meta/flannel@v0.9.1";
@@ -109,8 +187,11 @@ pub(super) fn ensure() -> Result<PathBuf> {
     if part.exists() {
         fs::remove_dir_all(&part).with_context(|| format!("removing {}", part.display()))?;
     }
-    debian(&part.join("debian"))?;
-    build(&go, &part.join("bin"))?;
+    debian::unpack(&manifests().join("debian.txt"), &part.join("debian"))?;
+    for module in MODULES {
+        module.provide(&go, &all, &part)?;
+    }
+    cni_flannel(&go, &part.join("bin/cni"))?;
     image::write(&part.join("bin/agnhost"), &images(&part))?;
     fs::rename(&part, &dir).with_context(|| format!("moving {} into place", part.display()))?;
     say("components", &format!("built in {}", dir.display()));
@@ -119,17 +200,15 @@ pub(super) fn ensure() -> Result<PathBuf> {
 
 /// What the components depend on, as one number.
 fn key(go: &Go) -> Result<String> {
-    let mut text = format!("{}\n{GOFLAGS}\n{CNI_FLANNEL}\n{MODULES:?}\n", go.version);
+    let mut text = format!("{}\n{GOFLAGS}\n{CNI_FLANNEL}\n", go.version);
     text += &read(&manifests().join("debian.txt"))?;
     for module in MODULES {
-        for file in ["go.mod", "go.sum"] {
-            text += &read(&manifests().join(module.dir).join(file))?;
-        }
+        text += &module.key(go)?;
     }
     Ok(hex(text.as_bytes()))
 }
 
-fn read(path: &Path) -> Result<String> {
+pub(super) fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
 
@@ -150,21 +229,15 @@ fn floor() -> Result<String> {
     floors.pop().context("no component is built")
 }
 
-fn build(go: &Go, bin: &Path) -> Result<()> {
-    for module in MODULES {
-        fs::create_dir_all(bin).with_context(|| format!("creating {}", bin.display()))?;
-        let mut command = go_command(go, module.cgo);
-        command
-            .current_dir(manifests().join(module.dir))
-            .args(["build", "-ldflags", module.ldflags, "-o"])
-            .arg(bin)
-            .args(module.packages);
-        run_step(&format!("build of {}", module.dir), &mut command)?;
-    }
+pub(super) fn make(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))
+}
+
+fn cni_flannel(go: &Go, bin: &Path) -> Result<()> {
     let mut command = go_command(go, "0");
     command
         .args(["install", CNI_FLANNEL])
-        .env("GOBIN", bin.join("cni"))
+        .env("GOBIN", bin)
         .current_dir("/");
     run_step("build of Flannel's CNI plugin", &mut command)
 }
@@ -178,71 +251,6 @@ fn go_command(go: &Go, cgo: &str) -> Command {
         .env("GOWORK", "off")
         .env_remove("GOROOT");
     command
-}
-
-/// Debian's packages of `debian.txt`, unpacked and not installed: etcd's package would start a server.
-fn debian(to: &Path) -> Result<()> {
-    let text = read(&manifests().join("debian.txt"))?;
-    let packages: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .collect();
-    fs::create_dir_all(to).with_context(|| format!("creating {}", to.display()))?;
-    let download = || {
-        let mut apt = Command::new("apt-get");
-        // The cache need not be readable for apt's own user.
-        apt.args(["-q", "-o", "APT::Sandbox::User=root", "download"])
-            .args(&packages)
-            .current_dir(to);
-        call(&mut apt)
-    };
-    let downloaded = download().or_else(|_| {
-        call(Command::new("apt-get").args(["-q", "update"]))?;
-        download()
-    });
-    if let Err(error) = downloaded {
-        let missing = format!(
-            "Debian packages can't be downloaded ({}): connect this machine, or give /etc/apt/sources.list.d a mirror of Debian 12 that can be \
-             reached. {error:#}",
-            packages.join(" ")
-        );
-        return Err(preflight::Missing(vec![missing]).into());
-    }
-    let mut versions = Vec::new();
-    for entry in fs::read_dir(to).with_context(|| format!("reading {}", to.display()))? {
-        let file = entry?.path();
-        if file.extension().is_some_and(|extension| extension == "deb") {
-            call(Command::new("dpkg").arg("-x").args([&file, to]))?;
-            fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
-            versions.extend(file.file_stem().and_then(|stem| version(stem.to_str()?)));
-        }
-    }
-    versions.sort();
-    let versions = versions.join(", ");
-    let stamp = to.join(VERSIONS);
-    fs::write(&stamp, &versions).with_context(|| format!("writing {}", stamp.display()))?;
-    say("Debian packages", &format!("unpacked {versions}"));
-    Ok(())
-}
-
-/// Which versions apt delivered: `debian.txt` names none.
-const VERSIONS: &str = "versions";
-
-/// `runc 1.1.5+ds1-1` of `runc_1.1.5%2bds1-1_amd64`
-fn version(stem: &str) -> Option<String> {
-    let mut parts = stem.split('_');
-    let (name, version) = (parts.next()?, parts.next()?);
-    Some(format!(
-        "{name} {}",
-        version.replace("%3a", ":").replace("%2b", "+")
-    ))
-}
-
-/// The versions of Debian's packages in a directory of components.
-pub(super) fn debian_versions(components: &Path) -> String {
-    // Not there where the components were built before versions were written down.
-    let known = fs::read_to_string(components.join("debian").join(VERSIONS));
-    known.unwrap_or_else(|_| "not written down when they were unpacked".to_owned())
 }
 
 #[cfg(test)]
@@ -281,11 +289,50 @@ mod tests {
     }
 
     #[test]
-    fn a_package_has_the_version_of_its_file() {
-        let read = |stem| version(stem).expect("a version");
-        assert_eq!(read("runc_1.1.5+ds1-1+deb12u1_amd64"), "runc 1.1.5+ds1-1+deb12u1");
-        assert_eq!(read("ipset_1%3a7.17-1_arm64"), "ipset 1:7.17-1");
-        assert_eq!(version("runc"), None);
+    fn what_another_build_has_is_not_built_again() {
+        let all = std::env::temp_dir().join(format!("netpol-components-{}", std::process::id()));
+        let (module, old, part) = (&MODULES[1], all.join("old"), all.join("part"));
+        let go = Go {
+            // Nothing can be built with it.
+            program: "/nowhere/go".into(),
+            version: "go1.26.8".into(),
+        };
+        for dir in ["bin", KEYS] {
+            make(&old.join(dir)).expect("made");
+        }
+        for program in module.programs() {
+            fs::write(old.join("bin").join(program), program).expect("written");
+        }
+        let stamp = old.join(KEYS).join(module.dir);
+        fs::write(&stamp, "another").expect("written");
+        assert!(module.provide(&go, &all, &part).is_err(), "another key");
+        fs::write(&stamp, module.key(&go).expect("a key")).expect("written");
+        module.provide(&go, &all, &part).expect("nothing is built");
+        for program in module.programs() {
+            assert_eq!(read(&part.join("bin").join(program)).expect("linked"), program);
+        }
+        fs::remove_file(old.join("bin/ctr")).expect("removed");
+        fs::remove_dir_all(&part).expect("removed");
+        assert!(
+            module.provide(&go, &all, &part).is_err(),
+            "a program is not there"
+        );
+        fs::remove_dir_all(&all).expect("removed");
+    }
+
+    #[test]
+    fn etcd_is_the_one_that_kubernetes_is_built_with() {
+        let version = |dir: &str, module: &str| {
+            let text = read(&manifests().join(dir).join("go.mod")).expect("there");
+            let found = text
+                .lines()
+                .find_map(|line| Some(line.trim().strip_prefix(module)?.to_owned()));
+            found.expect("a version")
+        };
+        assert_eq!(
+            version("etcd", "go.etcd.io/etcd/server/v3 v"),
+            version("kubernetes", "go.etcd.io/etcd/client/v3 v")
+        );
     }
 
     #[test]

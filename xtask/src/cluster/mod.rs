@@ -11,6 +11,7 @@ mod components;
 mod configs;
 mod control;
 mod daemon;
+mod debian;
 mod golang;
 mod hold;
 mod image;

@@ -13,9 +13,9 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::{
-    components, control,
+    control,
     daemon::environment,
-    hold, init,
+    debian, hold, init,
     node::import_arguments,
     record::{Lock, NodeRecord, Record, dir},
     residue,
@@ -82,7 +82,7 @@ pub(super) fn status(name: &str) -> Result<ExitCode> {
     println!("api server  {}", control::server(&record.network));
     println!("this host   {} on {}", record.network.v4(1), record.network.link);
     println!("components  {}", record.components.display());
-    println!("debian      {}", components::debian_versions(&record.components));
+    println!("debian      {}", debian::versions(&record.components));
     println!("logs        {}", dir(name).join("logs").display());
     println!(
         "processes   supervisor {}, init {}",

@@ -99,6 +99,25 @@ impl Broken {
     }
 }
 
+/// How a list came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// As the beginning of a watch.
+    Streamed,
+    /// In pages.
+    Paged,
+}
+
+impl Way {
+    /// For metrics.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Streamed => "streamed",
+            Self::Paged => "paged",
+        }
+    }
+}
+
 /// How lists are asked for.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
@@ -106,9 +125,12 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    /// Whether the next is asked for as a stream.
-    pub(super) fn are_streamed(&self) -> bool {
-        self.refused.is_none_or(|then| then.elapsed() >= PAGED)
+    /// How the next is asked for.
+    pub(super) fn way(&self) -> Way {
+        match self.refused.is_none_or(|then| then.elapsed() >= PAGED) {
+            true => Way::Streamed,
+            false => Way::Paged,
+        }
     }
 
     /// The server streams none.
@@ -146,6 +168,8 @@ pub(super) struct Course<K> {
     api: Api<Raw<K>>,
     state: State<K>,
     pub(super) lists: Lists,
+    /// Of the list that was begun last.
+    pub(super) way: Way,
 }
 
 impl<K: Kind> Course<K> {
@@ -154,6 +178,7 @@ impl<K: Kind> Course<K> {
             api,
             state: State::Begin,
             lists: Lists::default(),
+            way: Way::Streamed,
         }
     }
 
@@ -167,9 +192,10 @@ impl<K: Kind> Course<K> {
     pub(super) async fn step(&mut self) -> Result<Step<K>, Broken> {
         let result = match &mut self.state {
             State::Begin => {
-                self.state = match self.lists.are_streamed() {
-                    true => State::Watch(None),
-                    false => State::Pages {
+                self.way = self.lists.way();
+                self.state = match self.way {
+                    Way::Streamed => State::Watch(None),
+                    Way::Paged => State::Pages {
                         token: None,
                         version: None,
                         items: Vec::new().into_iter(),
@@ -238,8 +264,12 @@ impl<K: Kind> Course<K> {
         if listing {
             params = params.initial_events();
         }
-        let from = version.as_deref().unwrap_or("0");
-        let stream = self.api.watch(&params, from).await;
+        // Without a version a list is as new as etcd, as pages are; version 0 is whatever this server's cache has, which may be
+        // older than what another server has told before.
+        let stream = self
+            .api
+            .watch(&params, version.as_deref().unwrap_or_default())
+            .await;
         let stream = stream.map_err(|error| match error {
             Error::Api(status) => Broken::Refused { status, listing },
             error => Broken::Watch { error, listing },
@@ -350,10 +380,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn streamed_lists_are_asked_for_again() {
         let mut lists = Lists::default();
-        assert!(lists.are_streamed());
+        assert_eq!(lists.way(), Way::Streamed);
         lists.refused();
-        assert!(!lists.are_streamed());
+        assert_eq!(lists.way(), Way::Paged);
         tokio::time::advance(PAGED).await;
-        assert!(lists.are_streamed());
+        assert_eq!(lists.way(), Way::Streamed);
     }
 }

@@ -8,10 +8,13 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::store::Which;
+use super::{course::Way, store::Which};
 
 /// While the API server is away it is said so often.
 const REMIND: Duration = Duration::from_secs(300);
+
+/// How often each of a few words applied.
+pub type Counts = BTreeMap<&'static str, u64>;
 
 /// One watch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,9 +30,11 @@ pub struct Watch {
     /// How often it had to be begun anew because of a failure.
     pub restarts: u64,
     /// Objects that came, by `list`, `apply` and `delete`.
-    pub events: BTreeMap<&'static str, u64>,
+    pub events: Counts,
+    /// Lists that came to their end, by `streamed` and `paged`.
+    pub lists: Counts,
     /// Failures by what they were: `forbidden`, `unauthorized`, `expired`, `throttled`, `server`, `decode`, `connection`.
-    pub errors: BTreeMap<&'static str, u64>,
+    pub errors: Counts,
     /// Bytes of answers.
     pub bytes: u64,
 }
@@ -178,6 +183,13 @@ impl Health {
     pub(super) fn count(&self, which: Which, event: &'static str) {
         self.on(which.plural(), |watch| {
             *watch.events.entry(event).or_default() += 1
+        });
+    }
+
+    /// A list has come to its end.
+    pub(super) fn listed(&self, which: Which, way: Way) {
+        self.on(which.plural(), |watch| {
+            *watch.lists.entry(way.word()).or_default() += 1
         });
     }
 

@@ -181,6 +181,9 @@ fn watch<K: Kind>(client: &Client, which: Which, health: &Health) -> impl Stream
                     if !matches!(event, watcher::Event::Init) {
                         health.answered(which.plural());
                     }
+                    if matches!(event, watcher::Event::InitDone) {
+                        health.listed(which, course.way);
+                    }
                     yield (which, hear, heard(event, which, &health));
                 }
                 Ok(Step::Ended) => {
@@ -197,7 +200,7 @@ fn watch<K: Kind>(client: &Client, which: Which, health: &Health) -> impl Stream
                         course.begin_anew();
                     }
                     if broken.refuses_streamed_lists() {
-                        tracing::debug!(why = failure.text, "the API server streams no lists: paged lists");
+                        tracing::info!(why = failure.text, "the API server streams no lists: paged lists");
                         course.lists.refused();
                         continue;
                     }

@@ -5,6 +5,7 @@ mod entrances;
 mod examples;
 mod kill;
 mod life;
+mod lists;
 mod metrics;
 mod nodes;
 mod outage;
@@ -80,6 +81,7 @@ pub(crate) fn all() -> Vec<Case> {
     all.extend(birth::cases());
     all.extend(kill::cases());
     all.extend(outage::cases());
+    all.extend(lists::cases());
     all.extend(reboot::cases());
     all.extend(uninstall::cases());
     all

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use super::{Case, LOCAL, case};
+use super::{Case, LOCAL, case, lists};
 use crate::{
     agent,
     asks::{Asks, tcp_to},
@@ -52,6 +52,7 @@ fn stopped(cluster: &Cluster, name: &str) -> Result<String> {
     })?;
     for node in [here, there] {
         until(Duration::from_secs(60), || fresh(node))?;
+        lists::came_by_streams(node)?;
     }
     said(cluster, here)?;
     Ok(note)
@@ -110,7 +111,7 @@ fn waits(node: &Node) -> Result<()> {
 }
 
 /// In touch again.
-fn fresh(node: &Node) -> Result<()> {
+pub(super) fn fresh(node: &Node) -> Result<()> {
     let (code, text) = agent::get(node, "/readyz")?;
     ensure!(
         (code, text.trim()) == (200, "ok"),
