@@ -9,13 +9,12 @@ use futures::{StreamExt as _, stream::BoxStream};
 use kube::{
     Api, Error, ResourceExt as _,
     api::{ListParams, WatchEvent, WatchParams},
-    core::Status,
     runtime::watcher::Event,
 };
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    health::Refusal,
+    failure::Broken,
     object::{Kind, Raw},
 };
 
@@ -44,59 +43,6 @@ pub(super) enum Step<K> {
     Opened,
     /// A watch has ended at its time.
     Ended,
-}
-
-/// Why a request brings nothing more.
-#[derive(Debug)]
-pub(super) enum Broken {
-    /// Of a list.
-    List(Error),
-    /// Of a watch; `listing` where it streamed a list.
-    Watch { error: Error, listing: bool },
-    /// The server refused a watch.
-    Refused { status: Box<Status>, listing: bool },
-    /// The server said it within a watch.
-    Told { status: Box<Status>, listing: bool },
-    /// An object or a list has no version to go on from.
-    NoVersion,
-    /// The watch ended before its time, or before the list in it was complete.
-    Early { lived: Duration, listing: bool },
-}
-
-impl Broken {
-    /// Whether this server streams no lists: before Kubernetes 1.32, with etcd before 3.4.31 or 3.5.13, or switched off. It
-    /// says so by 400 or 422, or by 500 within the stream. Anything else may pass.
-    pub(super) fn refuses_streamed_lists(&self) -> bool {
-        match self {
-            Self::Refused {
-                status,
-                listing: true,
-            } => matches!(status.code, 400 | 422),
-            Self::Told {
-                status,
-                listing: true,
-            } => matches!(status.code, 400 | 422 | 500),
-            _ => false,
-        }
-    }
-
-    /// The same, where the answer's head was that of a refusal: what is no `Status` was not meant as an event.
-    pub(super) fn or_refused(self, refusal: Option<Refusal>) -> Self {
-        let Some(Refusal { code, .. }) = refusal else {
-            return self;
-        };
-        match self {
-            Self::Watch {
-                error: Error::SerdeError(_),
-                listing,
-            }
-            | Self::Early { listing, .. } => Self::Refused {
-                status: Status::failure("no reason given", "").with_code(code).boxed(),
-                listing,
-            },
-            other => other,
-        }
-    }
 }
 
 /// How lists are asked for.
@@ -311,49 +257,5 @@ fn ended<K>(lived: Duration, asked: Duration, listing: bool) -> Result<Step<K>, 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::source::kubernetes::object::Pods;
-
-    #[test]
-    fn a_watch_ends_at_its_time_or_early() {
-        let is_early = |lived, listing| {
-            let end = ended::<Pods>(Duration::from_secs(lived), Duration::from_secs(200), listing);
-            end.is_err()
-        };
-        assert_eq!(
-            [(0, false), (190, false), (196, false), (200, true)]
-                .map(|(lived, listing)| is_early(lived, listing)),
-            [true, true, false, true]
-        );
-    }
-
-    #[test]
-    fn only_what_says_so_means_that_no_lists_are_streamed() {
-        let status = |code| Status::failure("m", "").with_code(code).boxed();
-        let watch = |code, listing| {
-            let status = status(code);
-            Broken::Refused { status, listing }.refuses_streamed_lists()
-        };
-        let told = |code, listing| {
-            let status = status(code);
-            Broken::Told { status, listing }.refuses_streamed_lists()
-        };
-        assert_eq!(
-            [400, 422, 500, 503, 404, 429].map(|code| watch(code, true)),
-            [true, true, false, false, false, false]
-        );
-        assert_eq!([422, 500, 503].map(|code| told(code, true)), [true, true, false]);
-        assert!(!watch(422, false) && !told(500, false));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn streamed_lists_are_asked_for_again() {
-        let mut lists = Lists::default();
-        assert!(lists.are_streamed());
-        lists.refused();
-        assert!(!lists.are_streamed());
-        tokio::time::advance(PAGED).await;
-        assert!(lists.are_streamed());
-    }
-}
+#[path = "course_tests.rs"]
+mod tests;
