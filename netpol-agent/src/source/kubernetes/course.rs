@@ -184,7 +184,9 @@ impl<K: Kind> Course<K> {
         if listing {
             params = params.initial_events();
         }
-        let from = version.as_deref().unwrap_or("0");
+        // Empty means the newest. A list of "0", of any version, can be older than what we have been told: a server's cache may lag
+        // behind another server's, and a policy that such a list lacks would be taken out of force.
+        let from = version.as_deref().unwrap_or_default();
         let stream = self.api.watch(&params, from).await;
         let stream = stream.map_err(|error| match error {
             Error::Api(status) => Broken::Refused { status, listing },
