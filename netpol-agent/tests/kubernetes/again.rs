@@ -2,7 +2,20 @@
 
 use netpol_policy::model::{ObjectName, Snapshot};
 
-use super::{FIVE, Follower, filled, is, policy, server::Mood};
+use super::{FIVE, Follower, filled, is, pod, policy, server::Mood};
+
+#[test]
+fn what_a_restored_backup_does_not_have_is_gone() {
+    let server = filled(true);
+    let mut follower = Follower::new(&server);
+    follower.until("the list", is(FIVE));
+    let backup = server.backup();
+    server.delete("pods", "prod/a1");
+    server.put("pods", "prod/b", pod("b", "10.0.0.9"));
+    follower.until("the changes", is(&["a2", "a3", "a4", "a5", "b"]));
+    server.restore(backup);
+    follower.until("what was there", is(FIVE));
+}
 
 #[test]
 fn a_server_that_lags_behind_takes_nothing_back() {

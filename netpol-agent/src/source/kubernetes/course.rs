@@ -74,6 +74,8 @@ enum State<K> {
     },
     /// A watch is asked for; without a version, one that streams the list first.
     Watch(Option<String>),
+    /// The same, after a failure.
+    Resume(String),
     /// A watch goes on.
     Open(Open<K>),
 }
@@ -128,6 +130,10 @@ impl<K: Kind> Course<K> {
                 let version = version.clone();
                 self.open(version).await
             }
+            State::Resume(version) => {
+                let version = version.clone();
+                self.resume(version).await
+            }
             State::Open(open) => open.next().await,
         };
         if !matches!(result, Ok(Step::Ended) | Err(_)) {
@@ -135,10 +141,14 @@ impl<K: Kind> Course<K> {
         }
         self.state = match std::mem::replace(&mut self.state, State::Begin) {
             State::Watch(Some(version))
+            | State::Resume(version)
             | State::Open(Open {
                 version: Some(version),
                 ..
-            }) => State::Watch(Some(version)),
+            }) => match result {
+                Ok(_) => State::Watch(Some(version)),
+                Err(_) => State::Resume(version),
+            },
             _ => State::Begin,
         };
         result
@@ -174,6 +184,18 @@ impl<K: Kind> Course<K> {
         }
         *items = list.items.into_iter();
         Ok(Step::Page)
+    }
+
+    /// Goes on where this was, unless the server is not that far: since we have heard of it, a backup of its database was restored. To
+    /// a watch it would say nothing until it is there, and what differs never.
+    async fn resume(&mut self, version: String) -> Result<Step<K>, Broken> {
+        let params = ListParams::default().limit(1);
+        let list = self.api.list(&params).await.map_err(Broken::List)?;
+        goes_on(
+            &version,
+            list.metadata.resource_version.as_deref().unwrap_or_default(),
+        )?;
+        self.open(Some(version)).await
     }
 
     async fn open(&mut self, version: Option<String>) -> Result<Step<K>, Broken> {
@@ -215,19 +237,19 @@ impl<K: Kind> Open<K> {
                 Event::InitApply(object)
             }
             Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                self.goes_on_from(&object)?;
+                self.goes_on_from(object.resource_version())?;
                 Event::Apply(object)
             }
             Ok(WatchEvent::Deleted(object)) => {
                 if !listing {
-                    self.goes_on_from(&object)?;
+                    self.goes_on_from(object.resource_version())?;
                 }
                 Event::Delete(object)
             }
             Ok(WatchEvent::Bookmark(mark)) => {
                 let done = mark.metadata.annotations.contains_key(LIST_END);
                 if done || !listing {
-                    self.version = Some(mark.metadata.resource_version);
+                    self.goes_on_from(Some(mark.metadata.resource_version))?;
                 }
                 if !(done && listing) {
                     return Ok(Step::Bookmark);
@@ -243,10 +265,21 @@ impl<K: Kind> Open<K> {
         }))
     }
 
-    fn goes_on_from(&mut self, object: &Raw<K>) -> Result<(), Broken> {
-        let version = object.resource_version().filter(|text| !text.is_empty());
-        self.version = Some(version.ok_or(Broken::NoVersion)?);
+    fn goes_on_from(&mut self, version: Option<String>) -> Result<(), Broken> {
+        let version = version.filter(|text| !text.is_empty()).ok_or(Broken::NoVersion)?;
+        if let Some(ours) = &self.version {
+            goes_on(ours, &version)?;
+        }
+        self.version = Some(version);
         Ok(())
+    }
+}
+
+/// Versions are numbers that grow; what is no number is not compared.
+fn goes_on(ours: &str, theirs: &str) -> Result<(), Broken> {
+    match (ours.parse::<u64>(), theirs.parse::<u64>()) {
+        (Ok(ours), Ok(theirs)) if theirs < ours => Err(Broken::Back { ours, theirs }),
+        _ => Ok(()),
     }
 }
 

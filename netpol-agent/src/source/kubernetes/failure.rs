@@ -22,6 +22,8 @@ pub(super) enum Broken {
     Told { status: Box<Status>, listing: bool },
     /// An object or a list has no version to go on from.
     NoVersion,
+    /// The server is at an older version than we are.
+    Back { ours: u64, theirs: u64 },
     /// The watch ended before its time, or before the list in it was complete.
     Early { lived: Duration, listing: bool },
 }
@@ -87,6 +89,13 @@ impl Failure {
             Broken::NoVersion => Self::new(
                 "decode",
                 format!("watching {plural}: an object without resourceVersion"),
+                true,
+            ),
+            Broken::Back { ours, theirs } => Self::new(
+                EXPIRED,
+                format!(
+                    "the API server has gone back from version {ours} to {theirs}, as after a backup was restored: listing {plural} again"
+                ),
                 true,
             ),
             Broken::Early { lived, listing } => {
