@@ -22,7 +22,7 @@ use super::{
     health::{Health, Refusal},
 };
 
-/// An answer, or the next piece of one, takes no longer: servers send bookmarks about once a minute.
+/// An answer, or the next piece of one, takes no longer.
 const READ_TIMEOUT: Duration = Duration::from_secs(100);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -22,6 +22,10 @@ use super::{
 const PAGE: u32 = 500;
 /// A server that ends a watch at the time that was asked for does it within so long before or after.
 const MARGIN: Duration = Duration::from_secs(5);
+/// A watch that says nothing for so long is asked for again. Servers send a bookmark about once a minute, but none of a version that a watch
+/// has begun at, and a kind that nobody changes may have no later one for ten minutes. So silence is no failure, but who cut the connection may have
+/// told nobody. Less than what the client waits for an answer.
+const QUIET: Duration = Duration::from_secs(90);
 /// What marks the end of a streamed list.
 const LIST_END: &str = "k8s.io/initial-events-end";
 /// A server that streamed no list is asked again after so long: it may have been upgraded.
@@ -85,6 +89,8 @@ struct Open<K> {
     /// Where to go on; `None` until the list is complete.
     version: Option<String>,
     since: Instant,
+    /// When it said something.
+    heard: Instant,
     /// How long the server was asked to go on.
     asked: Duration,
 }
@@ -218,6 +224,7 @@ impl<K: Kind> Course<K> {
             stream: stream.boxed(),
             version,
             since: Instant::now(),
+            heard: Instant::now(),
             asked: Duration::from_secs(seconds.into()),
         });
         Ok(Step::Opened)
@@ -228,10 +235,16 @@ impl<K: Kind> Open<K> {
     async fn next(&mut self) -> Result<Step<K>, Broken> {
         let listing = self.version.is_none();
         // Where the server's end does not arrive, this is it.
-        let end = self.since + self.asked + MARGIN;
-        let Ok(Some(next)) = timeout_at(end, self.stream.next()).await else {
-            return ended(self.since.elapsed(), self.asked, listing);
+        let mut end = self.since + self.asked + MARGIN;
+        if !listing {
+            end = end.min(self.heard + QUIET);
+        }
+        let next = match timeout_at(end, self.stream.next()).await {
+            Ok(Some(next)) => next,
+            Err(_) if !listing => return Ok(Step::Ended),
+            _ => return ended(self.since.elapsed(), self.asked, listing),
         };
+        self.heard = Instant::now();
         Ok(Step::Event(match next {
             Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) if listing => {
                 Event::InitApply(object)

@@ -64,6 +64,20 @@ async fn until_end(course: &mut Course<Pods>) -> Result<(), Broken> {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_quiet_watch_goes_on_and_has_not_failed() {
+    let (mut course, asked) = course(vec![streamed(1000), String::new()], true);
+    let begun = Instant::now();
+    until_end(&mut course).await.expect("no failure");
+    assert_eq!(begun.elapsed(), QUIET);
+    assert!(matches!(course.step().await, Ok(Step::Opened)));
+    let asked = &asked.lock().unwrap()[1];
+    assert!(
+        asked.contains("resourceVersion=1000") && !asked.contains("sendInitialEvents"),
+        "{asked}"
+    );
+}
+
 #[tokio::test]
 async fn after_a_failure_a_watch_goes_on_unless_the_server_went_back() {
     for (theirs, goes_on) in [(500, false), (1000, true), (1001, true)] {
