@@ -18,6 +18,17 @@ fn what_a_restored_backup_does_not_have_is_gone() {
 }
 
 #[test]
+fn a_database_that_is_away_does_not_end_streamed_lists() {
+    let server = filled(true);
+    server.mood("pods", Mood::HasNoData);
+    let mut follower = Follower::new(&server);
+    follower.wait("a failure", |follower| follower.errors("pods", "server") >= 1);
+    server.mood("pods", Mood::Well);
+    follower.until("the list", is(FIVE));
+    assert_eq!(server.asked(&["/pods?", "continue="]), 0, "no pages");
+}
+
+#[test]
 fn a_server_that_lags_behind_takes_nothing_back() {
     let server = filled(true);
     let mut follower = Follower::new(&server);

@@ -182,7 +182,14 @@ impl<K: Kind> Course<K> {
             continue_token: token.take(),
             ..ListParams::default()
         };
-        let list = self.api.list(&params).await.map_err(Broken::List)?;
+        let list = match self.api.list(&params).await {
+            Ok(list) => list,
+            Err(error) => {
+                // Perhaps its database is away, which sounds like one that can't stream: only pages that are served tell.
+                self.lists = Lists::default();
+                return Err(Broken::List(error));
+            }
+        };
         *version = list.metadata.resource_version.filter(|text| !text.is_empty());
         *token = list.metadata.continue_.filter(|text| !text.is_empty());
         if version.is_none() && token.is_none() {
