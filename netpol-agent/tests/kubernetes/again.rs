@@ -1,8 +1,15 @@
 //! A server that comes back, and is not what it was.
 
-use netpol_policy::model::{ObjectName, Snapshot};
+use std::path::Path;
 
-use super::{FIVE, Follower, filled, is, pod, policy, server::Mood};
+use netpol_policy::model::{ObjectName, Snapshot};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    FIVE, Follower, filled, is, kubeconfig, pod, policy,
+    server::Mood,
+    tls::{NEW, OLD},
+};
 
 #[test]
 fn what_a_restored_backup_does_not_have_is_gone() {
@@ -26,6 +33,60 @@ fn a_database_that_is_away_does_not_end_streamed_lists() {
     server.mood("pods", Mood::Well);
     follower.until("the list", is(FIVE));
     assert_eq!(server.asked(&["/pods?", "continue="]), 0, "no pages");
+}
+
+/// The server becomes `tls`, then the agent's files become those that `write` writes.
+fn rotate(tls: TlsAcceptor, write: impl Fn(&Path)) {
+    let server = filled(true);
+    server.let_in(OLD.acceptor(OLD));
+    let files = tempfile::tempdir().unwrap();
+    OLD.write_authority(files.path());
+    OLD.write_client(files.path());
+    kubeconfig(
+        &files,
+        &format!(
+            "server: \"https://{}\", certificate-authority: ca.crt",
+            server.address
+        ),
+        "client-certificate: client.crt, client-key: client.key",
+    );
+    let mut follower = Follower::of(files);
+    follower.until("the list", is(FIVE));
+    server.let_in(tls);
+    server.put("pods", "prod/b", pod("b", "10.0.0.9"));
+    // The first is the end of the watch, the second a connection that did not come about.
+    follower.wait("a refusal", |follower| follower.errors("pods", "connection") >= 2);
+    write(follower.files.path());
+    follower.until("what was missed", |snapshot| snapshot.pods.len() == 6);
+}
+
+#[test]
+fn an_authority_that_is_replaced_is_read_again() {
+    rotate(NEW.acceptor(OLD), |dir| NEW.write_authority(dir));
+}
+
+#[test]
+fn a_client_certificate_that_is_replaced_is_read_again() {
+    rotate(OLD.acceptor(NEW), |dir| NEW.write_client(dir));
+}
+
+#[test]
+fn a_kubeconfig_that_leads_elsewhere_is_not_followed() {
+    let (server, other) = (filled(true), filled(true));
+    let mut follower = Follower::new(&server);
+    follower.until("the list", is(FIVE));
+    kubeconfig(
+        &follower.files,
+        &format!("server: \"http://{}\"", other.address),
+        "",
+    );
+    server.mood("pods", Mood::Refuses(503));
+    // With each failure it looks at the file, the last time before it has counted the next.
+    follower.wait("failures", |follower| follower.errors("pods", "server") >= 2);
+    server.put("pods", "prod/b", pod("b", "10.0.0.9"));
+    server.mood("pods", Mood::Well);
+    follower.until("what was missed", |snapshot| snapshot.pods.len() == 6);
+    assert_eq!(other.asked(&["/"]), 0);
 }
 
 #[test]

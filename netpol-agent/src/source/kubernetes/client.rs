@@ -53,6 +53,14 @@ pub enum AccessError {
         /// What to do.
         help: &'static str,
     },
+    /// It names another server than when it was read first.
+    #[error("the kubeconfig names the API server at {to} now; help: restart the agent to leave {from}")]
+    Moved {
+        /// The first one's address.
+        from: String,
+        /// The other one's.
+        to: String,
+    },
     /// No client can be made of what is configured.
     #[error(
         "the connection to the API server at {server}: {error}; help: correct certificates and credentials"
@@ -102,7 +110,7 @@ impl Access {
 ///
 /// # Errors
 /// Certificates or credentials can not be used.
-pub(super) fn client(config: Config, health: Health) -> Result<Client, AccessError> {
+pub(super) fn direct(config: Config, health: Health) -> Result<Client, AccessError> {
     let server = config.cluster_url.to_string();
     let builder = ClientBuilder::try_from(config).map_err(|error| AccessError::Client {
         server,
