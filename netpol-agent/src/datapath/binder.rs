@@ -248,7 +248,7 @@ mod tests {
     }
 
     fn binder() -> Binder {
-        Binder::new("/nonexistent".into(), Vec::new())
+        Binder::new(Path::new("/nonexistent"), Vec::new())
     }
 
     #[test]

@@ -45,6 +45,7 @@ fn source() -> Status {
     let watch = Watch {
         synced: true,
         failing_since: Some(UNIX_EPOCH + Duration::from_secs(7)),
+        why: Some("no answer".to_owned()),
         heard: Some(UNIX_EPOCH + Duration::from_secs(7)),
         restarts: 2,
         events: BTreeMap::from([("apply", 5)]),

@@ -1,16 +1,19 @@
 //! The API server as a source, against a server that fails in every way: what comes out in the end is what is there.
 
+mod again;
 mod server;
+mod tls;
 
 use std::{
-    io::Write as _,
+    fs,
     time::{Duration, SystemTime},
 };
 
 use netpol_agent::source::kubernetes::{Access, Watcher};
-use netpol_policy::model::{ObjectName, Snapshot};
+use netpol_policy::model::{Event, ObjectName, Snapshot};
 use serde_json::{Value, json};
 use server::{Mood, Server};
+use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 
 /// Nothing here takes so long on a busy machine.
@@ -44,29 +47,41 @@ fn filled(streams: bool) -> Server {
     server
 }
 
+fn kubeconfig(files: &TempDir, cluster: &str, user: &str) {
+    let text = format!(
+        "{{apiVersion: v1, kind: Config, clusters: [{{name: l, cluster: {{{cluster}}}}}], users: [{{name: u, user: {{{user}}}}}], \
+         contexts: [{{name: c, context: {{cluster: l, user: u}}}}], current-context: c}}"
+    );
+    fs::write(files.path().join("config"), text).unwrap();
+}
+
 /// A watcher, and the snapshot that its changes lead to.
 struct Follower {
     watcher: Watcher,
     snapshot: Snapshot,
     problems: usize,
+    /// Whether a policy was gone, perhaps for a moment.
+    revoked: bool,
+    /// The kubeconfig, and what it names.
+    files: TempDir,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Follower {
     fn new(server: &Server) -> Self {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        let address = server.address;
-        write!(
-            file,
-            "{{apiVersion: v1, kind: Config, clusters: [{{name: l, cluster: {{server: \"http://{address}\"}}}}], users: [{{name: u, user: {{}}}}], \
-             contexts: [{{name: c, context: {{cluster: l, user: u}}}}], current-context: c}}"
-        )
-        .unwrap();
-        let watcher = Watcher::start(&Access::File(file.path().to_owned(), None)).unwrap();
+        let files = tempfile::tempdir().unwrap();
+        kubeconfig(&files, &format!("server: \"http://{}\"", server.address), "");
+        Self::of(files)
+    }
+
+    fn of(files: TempDir) -> Self {
+        let watcher = Watcher::start(&Access::File(files.path().join("config"), None)).unwrap();
         Self {
+            files,
             watcher,
             snapshot: Snapshot::default(),
             problems: 0,
+            revoked: false,
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -91,10 +106,10 @@ impl Follower {
                 );
             };
             let (change, _) = change.expect("the thread goes on");
-            change
-                .events
-                .into_iter()
-                .for_each(|event| self.snapshot.apply(event));
+            for event in change.events {
+                self.revoked |= matches!(event, Event::PolicyGone(_));
+                self.snapshot.apply(event);
+            }
             self.problems = change.problems.len();
         }
     }
@@ -285,9 +300,9 @@ fn a_server_that_ends_every_watch_at_once_is_asked_seldom() {
         follower.wait("the first end", |follower| {
             follower.errors("pods", "connection") >= 1
         });
-        let before = server.asked(&["/pods?"]);
+        let before = server.asked(&["/pods?", "watch=true"]);
         std::thread::sleep(Duration::from_secs(5));
-        let asked = server.asked(&["/pods?"]) - before;
+        let asked = server.asked(&["/pods?", "watch=true"]) - before;
         // No pause is shorter than half a second.
         assert!(asked <= 10, "{asked} requests in 5 s");
         assert!(follower.watcher.health().status().stale_since().is_some());

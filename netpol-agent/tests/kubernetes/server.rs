@@ -18,7 +18,8 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio_rustls::TlsAcceptor;
 
 /// How it behaves for one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,19 +41,29 @@ pub(crate) enum Mood {
     CutsLists,
     /// Sends a line that is no JSON in every watch, once.
     Babbles,
+    /// Its database is away: it answers 500, to streamed lists within the stream.
+    HasNoData,
 }
 
-#[derive(Debug, Default)]
+/// plural → name → object
+pub(crate) type Objects = BTreeMap<String, BTreeMap<String, Value>>;
+
+#[derive(Default)]
 struct Store {
     version: u64,
     /// Events older than this are forgotten.
     compacted: u64,
-    /// plural → name → object
-    objects: BTreeMap<String, BTreeMap<String, Value>>,
+    objects: Objects,
+    /// What streamed lists of any version are answered with, and its version.
+    cache: Option<(u64, Objects)>,
     /// version, plural, event
     log: Vec<(u64, String, Value)>,
     moods: BTreeMap<String, Mood>,
     streams: bool,
+    /// Whom it lets in; anybody where this is `None`.
+    tls: Option<TlsAcceptor>,
+    /// Cuts all connections.
+    cut: watch::Sender<()>,
     /// What was asked, without the values of parameters that vary.
     asked: Vec<String>,
 }
@@ -84,12 +95,7 @@ impl Server {
             runtime.block_on(async move {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 sender.send(listener.local_addr().unwrap()).unwrap();
-                loop {
-                    let (stream, _) = listener.accept().await.unwrap();
-                    let store = Arc::clone(&shared);
-                    let service = service_fn(move |request| answer(Arc::clone(&store), request));
-                    tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
-                }
+                serve(listener, shared).await;
             });
         });
         Self {
@@ -137,6 +143,34 @@ impl Server {
         });
     }
 
+    /// From now on the cache from which lists of any version come gets nothing new, as that of one of several servers may.
+    pub(crate) fn lag(&self) {
+        let now = self.backup();
+        self.with(|store| store.cache = Some(now));
+    }
+
+    /// What is there, to come back to.
+    pub(crate) fn backup(&self) -> (u64, Objects) {
+        self.with(|store| (store.version, store.objects.clone()))
+    }
+
+    /// What has happened since the backup has not; the process is a new one.
+    pub(crate) fn restore(&self, (version, objects): (u64, Objects)) {
+        self.with(|store| {
+            store.log.retain(|(at, ..)| *at <= version);
+            (store.version, store.objects) = (version, objects);
+            store.cut.send_replace(());
+        });
+    }
+
+    /// From now on lets in only whom `tls` does; who is in must come again.
+    pub(crate) fn let_in(&self, tls: TlsAcceptor) {
+        self.with(|store| {
+            store.tls = Some(tls);
+            store.cut.send_replace(());
+        });
+    }
+
     pub(crate) fn mood(&self, plural: &str, mood: Mood) {
         self.with(|store| {
             store.moods.insert(plural.to_owned(), mood);
@@ -149,6 +183,35 @@ impl Server {
             let holds = |asked: &&String| words.iter().all(|word| asked.contains(word));
             store.asked.iter().filter(holds).count()
         })
+    }
+}
+
+async fn serve(listener: TcpListener, store: Arc<Mutex<Store>>) {
+    let (mut connections, mut cut) = (JoinSet::new(), store.lock().unwrap().cut.subscribe());
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted.unwrap().0,
+            changed = cut.changed() => {
+                changed.unwrap();
+                connections.abort_all();
+                continue;
+            }
+        };
+        let tls = store.lock().unwrap().tls.clone();
+        let store = Arc::clone(&store);
+        let service = service_fn(move |request| answer(Arc::clone(&store), request));
+        connections.spawn(async move {
+            let http = http1::Builder::new();
+            // Who is not let in, or goes, is no failure of a test.
+            match tls {
+                None => drop(http.serve_connection(TokioIo::new(stream), service).await),
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        drop(http.serve_connection(TokioIo::new(stream), service).await);
+                    }
+                }
+            }
+        });
     }
 }
 
@@ -194,6 +257,9 @@ async fn answer(store: Arc<Mutex<Store>>, request: Request<Incoming>) -> Result<
         status["details"] = json!({"retryAfterSeconds": seconds});
         return Ok(whole(503, &status));
     }
+    if mood == Mood::HasNoData && !query.contains_key("watch") {
+        return Ok(whole(500, &failure(500, "no leader")));
+    }
     if !query.contains_key("watch") {
         return Ok(whole(200, &list(&store.lock().unwrap(), &plural, &query)));
     }
@@ -209,11 +275,8 @@ async fn answer(store: Arc<Mutex<Store>>, request: Request<Incoming>) -> Result<
             ),
         ));
     }
-    let from = query
-        .get("resourceVersion")
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0);
-    Ok(Response::new(watch(store, plural, from, initial)))
+    let from = query.get("resourceVersion").and_then(|text| text.parse().ok());
+    Ok(Response::new(follow(store, plural, from, initial)))
 }
 
 /// Pages of two, whatever is asked for.
@@ -234,15 +297,24 @@ fn list(store: &Store, plural: &str, query: &BTreeMap<String, String>) -> Value 
            "metadata": {"resourceVersion": store.version.to_string(), "continue": next}})
 }
 
-fn watch(store: Arc<Mutex<Store>>, plural: String, mut from: u64, initial: bool) -> Body {
+/// `from`: 0 is any version, `None` the newest.
+fn follow(store: Arc<Mutex<Store>>, plural: String, from: Option<u64>, initial: bool) -> Body {
     let stream = async_stream::stream! {
+        let any = from == Some(0);
+        let mut from = from.unwrap_or(0);
         let line = |value: &Value| Ok::<_, Infallible>(Frame::data(Bytes::from(format!("{value}\n"))));
         if initial {
+            let mood = store.lock().unwrap().moods.get(&plural).copied().unwrap_or_default();
+            if mood == Mood::HasNoData {
+                yield line(&json!({"type": "ERROR", "object": failure(500, "no leader")}));
+                return;
+            }
             let (objects, version) = {
                 let store = store.lock().unwrap();
-                (store.objects.get(&plural).cloned().unwrap_or_default(), store.version)
+                let cache = store.cache.as_ref().filter(|_| any);
+                let (version, objects) = cache.map_or((store.version, &store.objects), |(version, objects)| (*version, objects));
+                (objects.get(&plural).cloned().unwrap_or_default(), version)
             };
-            let mood = store.lock().unwrap().moods.get(&plural).copied().unwrap_or_default();
             for (at, object) in objects.values().enumerate() {
                 if mood == Mood::CutsLists && at == 2 {
                     return;
@@ -266,7 +338,7 @@ fn watch(store: Arc<Mutex<Store>>, plural: String, mut from: u64, initial: bool)
                 (events, mood, from < store.compacted)
             };
             match mood {
-                Mood::Refuses(_) | Mood::ClosesAtOnce | Mood::Rests(_) | Mood::RestsByBody(_) => return,
+                Mood::Refuses(_) | Mood::ClosesAtOnce | Mood::Rests(_) | Mood::RestsByBody(_) | Mood::HasNoData => return,
                 Mood::Babbles => yield Ok(Frame::data(Bytes::from_static(b"{\"type\": \"MODIFIED\", \"object\": {{{\n"))),
                 Mood::Well | Mood::Closes | Mood::CutsLists => {}
             }

@@ -22,7 +22,7 @@ use super::{
     health::{Health, Refusal},
 };
 
-/// An answer, or the next piece of one, takes no longer: servers send bookmarks about once a minute.
+/// An answer, or the next piece of one, takes no longer.
 const READ_TIMEOUT: Duration = Duration::from_secs(100);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -52,6 +52,14 @@ pub enum AccessError {
         error: kube::config::KubeconfigError,
         /// What to do.
         help: &'static str,
+    },
+    /// It names another server than when it was read first.
+    #[error("the kubeconfig names the API server at {to} now; help: restart the agent to leave {from}")]
+    Moved {
+        /// The first one's address.
+        from: String,
+        /// The other one's.
+        to: String,
     },
     /// No client can be made of what is configured.
     #[error(
@@ -102,7 +110,7 @@ impl Access {
 ///
 /// # Errors
 /// Certificates or credentials can not be used.
-pub(super) fn client(config: Config, health: Health) -> Result<Client, AccessError> {
+pub(super) fn direct(config: Config, health: Health) -> Result<Client, AccessError> {
     let server = config.cluster_url.to_string();
     let builder = ClientBuilder::try_from(config).map_err(|error| AccessError::Client {
         server,

@@ -9,13 +9,12 @@ use futures::{StreamExt as _, stream::BoxStream};
 use kube::{
     Api, Error, ResourceExt as _,
     api::{ListParams, WatchEvent, WatchParams},
-    core::Status,
     runtime::watcher::Event,
 };
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    health::Refusal,
+    failure::Broken,
     object::{Kind, Raw},
 };
 
@@ -23,6 +22,10 @@ use super::{
 const PAGE: u32 = 500;
 /// A server that ends a watch at the time that was asked for does it within so long before or after.
 const MARGIN: Duration = Duration::from_secs(5);
+/// A watch that says nothing for so long is asked for again. Servers send a bookmark about once a minute, but none of a version that a watch
+/// has begun at, and a kind that nobody changes may have no later one for ten minutes. So silence is no failure, but who cut the connection may have
+/// told nobody. Less than what the client waits for an answer.
+const QUIET: Duration = Duration::from_secs(90);
 /// What marks the end of a streamed list.
 const LIST_END: &str = "k8s.io/initial-events-end";
 /// A server that streamed no list is asked again after so long: it may have been upgraded.
@@ -44,59 +47,6 @@ pub(super) enum Step<K> {
     Opened,
     /// A watch has ended at its time.
     Ended,
-}
-
-/// Why a request brings nothing more.
-#[derive(Debug)]
-pub(super) enum Broken {
-    /// Of a list.
-    List(Error),
-    /// Of a watch; `listing` where it streamed a list.
-    Watch { error: Error, listing: bool },
-    /// The server refused a watch.
-    Refused { status: Box<Status>, listing: bool },
-    /// The server said it within a watch.
-    Told { status: Box<Status>, listing: bool },
-    /// An object or a list has no version to go on from.
-    NoVersion,
-    /// The watch ended before its time, or before the list in it was complete.
-    Early { lived: Duration, listing: bool },
-}
-
-impl Broken {
-    /// Whether this server streams no lists: before Kubernetes 1.32, with etcd before 3.4.31 or 3.5.13, or switched off. It
-    /// says so by 400 or 422, or by 500 within the stream. Anything else may pass.
-    pub(super) fn refuses_streamed_lists(&self) -> bool {
-        match self {
-            Self::Refused {
-                status,
-                listing: true,
-            } => matches!(status.code, 400 | 422),
-            Self::Told {
-                status,
-                listing: true,
-            } => matches!(status.code, 400 | 422 | 500),
-            _ => false,
-        }
-    }
-
-    /// The same, where the answer's head was that of a refusal: what is no `Status` was not meant as an event.
-    pub(super) fn or_refused(self, refusal: Option<Refusal>) -> Self {
-        let Some(Refusal { code, .. }) = refusal else {
-            return self;
-        };
-        match self {
-            Self::Watch {
-                error: Error::SerdeError(_),
-                listing,
-            }
-            | Self::Early { listing, .. } => Self::Refused {
-                status: Status::failure("no reason given", "").with_code(code).boxed(),
-                listing,
-            },
-            other => other,
-        }
-    }
 }
 
 /// How a list came.
@@ -150,6 +100,8 @@ enum State<K> {
     },
     /// A watch is asked for; without a version, one that streams the list first.
     Watch(Option<String>),
+    /// The same, after a failure.
+    Resume(String),
     /// A watch goes on.
     Open(Open<K>),
 }
@@ -159,6 +111,8 @@ struct Open<K> {
     /// Where to go on; `None` until the list is complete.
     version: Option<String>,
     since: Instant,
+    /// When it said something.
+    heard: Instant,
     /// How long the server was asked to go on.
     asked: Duration,
 }
@@ -208,6 +162,10 @@ impl<K: Kind> Course<K> {
                 let version = version.clone();
                 self.open(version).await
             }
+            State::Resume(version) => {
+                let version = version.clone();
+                self.resume(version).await
+            }
             State::Open(open) => open.next().await,
         };
         if !matches!(result, Ok(Step::Ended) | Err(_)) {
@@ -215,10 +173,14 @@ impl<K: Kind> Course<K> {
         }
         self.state = match std::mem::replace(&mut self.state, State::Begin) {
             State::Watch(Some(version))
+            | State::Resume(version)
             | State::Open(Open {
                 version: Some(version),
                 ..
-            }) => State::Watch(Some(version)),
+            }) => match result {
+                Ok(_) => State::Watch(Some(version)),
+                Err(_) => State::Resume(version),
+            },
             _ => State::Begin,
         };
         result
@@ -246,7 +208,14 @@ impl<K: Kind> Course<K> {
             continue_token: token.take(),
             ..ListParams::default()
         };
-        let list = self.api.list(&params).await.map_err(Broken::List)?;
+        let list = match self.api.list(&params).await {
+            Ok(list) => list,
+            Err(error) => {
+                // Perhaps its database is away, which sounds like one that can't stream: only pages that are served tell.
+                self.lists = Lists::default();
+                return Err(Broken::List(error));
+            }
+        };
         *version = list.metadata.resource_version.filter(|text| !text.is_empty());
         *token = list.metadata.continue_.filter(|text| !text.is_empty());
         if version.is_none() && token.is_none() {
@@ -254,6 +223,18 @@ impl<K: Kind> Course<K> {
         }
         *items = list.items.into_iter();
         Ok(Step::Page)
+    }
+
+    /// Goes on where this was, unless the server is not that far: since we have heard of it, a backup of its database was restored. To
+    /// a watch it would say nothing until it is there, and what differs never.
+    async fn resume(&mut self, version: String) -> Result<Step<K>, Broken> {
+        let params = ListParams::default().limit(1);
+        let list = self.api.list(&params).await.map_err(Broken::List)?;
+        goes_on(
+            &version,
+            list.metadata.resource_version.as_deref().unwrap_or_default(),
+        )?;
+        self.open(Some(version)).await
     }
 
     async fn open(&mut self, version: Option<String>) -> Result<Step<K>, Broken> {
@@ -264,12 +245,10 @@ impl<K: Kind> Course<K> {
         if listing {
             params = params.initial_events();
         }
-        // Without a version a list is as new as etcd, as pages are; version 0 is whatever this server's cache has, which may be
-        // older than what another server has told before.
-        let stream = self
-            .api
-            .watch(&params, version.as_deref().unwrap_or_default())
-            .await;
+        // Empty means the newest. A list of "0", of any version, can be older than what we have been told: a server's cache may lag
+        // behind another server's, and a policy that such a list lacks would be taken out of force.
+        let from = version.as_deref().unwrap_or_default();
+        let stream = self.api.watch(&params, from).await;
         let stream = stream.map_err(|error| match error {
             Error::Api(status) => Broken::Refused { status, listing },
             error => Broken::Watch { error, listing },
@@ -278,6 +257,7 @@ impl<K: Kind> Course<K> {
             stream: stream.boxed(),
             version,
             since: Instant::now(),
+            heard: Instant::now(),
             asked: Duration::from_secs(seconds.into()),
         });
         Ok(Step::Opened)
@@ -288,28 +268,34 @@ impl<K: Kind> Open<K> {
     async fn next(&mut self) -> Result<Step<K>, Broken> {
         let listing = self.version.is_none();
         // Where the server's end does not arrive, this is it.
-        let end = self.since + self.asked + MARGIN;
-        let Ok(Some(next)) = timeout_at(end, self.stream.next()).await else {
-            return ended(self.since.elapsed(), self.asked, listing);
+        let mut end = self.since + self.asked + MARGIN;
+        if !listing {
+            end = end.min(self.heard + QUIET);
+        }
+        let next = match timeout_at(end, self.stream.next()).await {
+            Ok(Some(next)) => next,
+            Err(_) if !listing => return Ok(Step::Ended),
+            _ => return ended(self.since.elapsed(), self.asked, listing),
         };
+        self.heard = Instant::now();
         Ok(Step::Event(match next {
             Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) if listing => {
                 Event::InitApply(object)
             }
             Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                self.goes_on_from(&object)?;
+                self.goes_on_from(object.resource_version())?;
                 Event::Apply(object)
             }
             Ok(WatchEvent::Deleted(object)) => {
                 if !listing {
-                    self.goes_on_from(&object)?;
+                    self.goes_on_from(object.resource_version())?;
                 }
                 Event::Delete(object)
             }
             Ok(WatchEvent::Bookmark(mark)) => {
                 let done = mark.metadata.annotations.contains_key(LIST_END);
                 if done || !listing {
-                    self.version = Some(mark.metadata.resource_version);
+                    self.goes_on_from(Some(mark.metadata.resource_version))?;
                 }
                 if !(done && listing) {
                     return Ok(Step::Bookmark);
@@ -325,10 +311,21 @@ impl<K: Kind> Open<K> {
         }))
     }
 
-    fn goes_on_from(&mut self, object: &Raw<K>) -> Result<(), Broken> {
-        let version = object.resource_version().filter(|text| !text.is_empty());
-        self.version = Some(version.ok_or(Broken::NoVersion)?);
+    fn goes_on_from(&mut self, version: Option<String>) -> Result<(), Broken> {
+        let version = version.filter(|text| !text.is_empty()).ok_or(Broken::NoVersion)?;
+        if let Some(ours) = &self.version {
+            goes_on(ours, &version)?;
+        }
+        self.version = Some(version);
         Ok(())
+    }
+}
+
+/// Versions are numbers that grow; what is no number is not compared.
+fn goes_on(ours: &str, theirs: &str) -> Result<(), Broken> {
+    match (ours.parse::<u64>(), theirs.parse::<u64>()) {
+        (Ok(ours), Ok(theirs)) if theirs < ours => Err(Broken::Back { ours, theirs }),
+        _ => Ok(()),
     }
 }
 
@@ -341,49 +338,5 @@ fn ended<K>(lived: Duration, asked: Duration, listing: bool) -> Result<Step<K>, 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::source::kubernetes::object::Pods;
-
-    #[test]
-    fn a_watch_ends_at_its_time_or_early() {
-        let is_early = |lived, listing| {
-            let end = ended::<Pods>(Duration::from_secs(lived), Duration::from_secs(200), listing);
-            end.is_err()
-        };
-        assert_eq!(
-            [(0, false), (190, false), (196, false), (200, true)]
-                .map(|(lived, listing)| is_early(lived, listing)),
-            [true, true, false, true]
-        );
-    }
-
-    #[test]
-    fn only_what_says_so_means_that_no_lists_are_streamed() {
-        let status = |code| Status::failure("m", "").with_code(code).boxed();
-        let watch = |code, listing| {
-            let status = status(code);
-            Broken::Refused { status, listing }.refuses_streamed_lists()
-        };
-        let told = |code, listing| {
-            let status = status(code);
-            Broken::Told { status, listing }.refuses_streamed_lists()
-        };
-        assert_eq!(
-            [400, 422, 500, 503, 404, 429].map(|code| watch(code, true)),
-            [true, true, false, false, false, false]
-        );
-        assert_eq!([422, 500, 503].map(|code| told(code, true)), [true, true, false]);
-        assert!(!watch(422, false) && !told(500, false));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn streamed_lists_are_asked_for_again() {
-        let mut lists = Lists::default();
-        assert_eq!(lists.way(), Way::Streamed);
-        lists.refused();
-        assert_eq!(lists.way(), Way::Paged);
-        tokio::time::advance(PAGED).await;
-        assert_eq!(lists.way(), Way::Streamed);
-    }
-}
+#[path = "course_tests.rs"]
+mod tests;

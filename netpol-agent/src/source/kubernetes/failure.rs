@@ -1,13 +1,68 @@
-//! What a failed watch means, in words for people, in a word for the metrics, and for what to do next.
+//! How a watch fails, and what that means, in words for people, in a word for the metrics, and for what to do next.
 
 use std::time::Duration;
 
 use kube::{Error, core::Status};
 
-use super::{course::Broken, store::Which};
+use super::{health::Refusal, store::Which};
 
 /// The server no longer knows the version from which a watch would go on.
 pub(super) const EXPIRED: &str = "expired";
+
+/// Why a request brings nothing more.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// Of a list.
+    List(Error),
+    /// Of a watch; `listing` where it streamed a list.
+    Watch { error: Error, listing: bool },
+    /// The server refused a watch.
+    Refused { status: Box<Status>, listing: bool },
+    /// The server said it within a watch.
+    Told { status: Box<Status>, listing: bool },
+    /// An object or a list has no version to go on from.
+    NoVersion,
+    /// The server is at an older version than we are.
+    Back { ours: u64, theirs: u64 },
+    /// The watch ended before its time, or before the list in it was complete.
+    Early { lived: Duration, listing: bool },
+}
+
+impl Broken {
+    /// Whether this server streams no lists: before Kubernetes 1.32, with etcd before 3.4.31 or 3.5.13, or switched off. It
+    /// says so by 400 or 422, or by 500 within the stream. Anything else may pass.
+    pub(super) fn refuses_streamed_lists(&self) -> bool {
+        match self {
+            Self::Refused {
+                status,
+                listing: true,
+            } => matches!(status.code, 400 | 422),
+            Self::Told {
+                status,
+                listing: true,
+            } => matches!(status.code, 400 | 422 | 500),
+            _ => false,
+        }
+    }
+
+    /// The same, where the answer's head was that of a refusal: what is no `Status` was not meant as an event.
+    pub(super) fn or_refused(self, refusal: Option<Refusal>) -> Self {
+        let Some(Refusal { code, .. }) = refusal else {
+            return self;
+        };
+        match self {
+            Self::Watch {
+                error: Error::SerdeError(_),
+                listing,
+            }
+            | Self::Early { listing, .. } => Self::Refused {
+                status: Status::failure("no reason given", "").with_code(code).boxed(),
+                listing,
+            },
+            other => other,
+        }
+    }
+}
 
 /// A failure, understood.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +89,13 @@ impl Failure {
             Broken::NoVersion => Self::new(
                 "decode",
                 format!("watching {plural}: an object without resourceVersion"),
+                true,
+            ),
+            Broken::Back { ours, theirs } => Self::new(
+                EXPIRED,
+                format!(
+                    "the API server has gone back from version {ours} to {theirs}, as after a backup was restored: listing {plural} again"
+                ),
                 true,
             ),
             Broken::Early { lived, listing } => {
@@ -199,5 +261,28 @@ mod tests {
                 ("server", false),
             ]
         );
+    }
+
+    #[test]
+    fn only_what_says_so_means_that_no_lists_are_streamed() {
+        let status = |code| Status::failure("m", "").with_code(code).boxed();
+        let watch = |code, listing| {
+            let status = status(code);
+            Broken::Refused { status, listing }.refuses_streamed_lists()
+        };
+        let told = |code, listing| {
+            let status = status(code);
+            Broken::Told { status, listing }.refuses_streamed_lists()
+        };
+        assert_eq!(
+            [400, 422, 500, 503, 404, 429].map(|code| watch(code, true)),
+            [true, true, false, false, false, false]
+        );
+        // 504 is that of a server whose cache lags ("too large resource version").
+        assert_eq!(
+            [422, 500, 503, 504].map(|code| told(code, true)),
+            [true, true, false, false]
+        );
+        assert!(!watch(422, false) && !told(500, false));
     }
 }

@@ -5,6 +5,7 @@
 //! listed once; what the server can not tell later changes nothing.
 
 mod client;
+mod connection;
 mod course;
 mod failure;
 pub mod health;
@@ -12,7 +13,7 @@ mod object;
 mod pause;
 mod store;
 
-use std::{thread, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream::select_all};
 use kube::{Api, Client, runtime::watcher};
@@ -23,6 +24,7 @@ use tokio::{
 
 pub use self::client::{Access, AccessError};
 use self::{
+    connection::Connection,
     course::{Course, Step},
     failure::Failure,
     health::Health,
@@ -45,8 +47,7 @@ const RESUME: Duration = Duration::from_secs(1);
 pub struct Watcher {
     changes: mpsc::Receiver<(Change, Instant)>,
     health: Health,
-    server: String,
-    client: Client,
+    connection: Arc<Connection>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -61,22 +62,18 @@ impl Watcher {
             .enable_all()
             .build()?;
         let handle = runtime.handle().clone();
-        let (server, client) = runtime.block_on(async {
-            let config = access.config().await?;
-            let server = config.cluster_url.to_string();
-            Ok::<_, AccessError>((server, client::client(config, health.clone())?))
-        })?;
+        let connection = runtime.block_on(Connection::new(access.clone(), health.clone()))?;
+        let connection = Arc::new(connection);
         // One that waits, one that gathers.
         let (sender, changes) = mpsc::channel(1);
-        let (watched, told) = (client.clone(), health.clone());
+        let (watched, told) = (Arc::clone(&connection), health.clone());
         thread::Builder::new()
             .name("kubernetes".to_owned())
             .spawn(move || runtime.block_on(follow(watched, told, sender)))?;
         Ok(Self {
             changes,
             health,
-            server,
-            client,
+            connection,
             runtime: handle,
         })
     }
@@ -96,26 +93,26 @@ impl Watcher {
     /// The server's address.
     #[must_use]
     pub fn server(&self) -> &str {
-        &self.server
+        self.connection.server()
     }
 
     /// The connection, and the runtime on which it lives: for the few writes there are.
     #[must_use]
     pub fn client(&self) -> (Client, tokio::runtime::Handle) {
-        (self.client.clone(), self.runtime.clone())
+        (self.connection.client().clone(), self.runtime.clone())
     }
 }
 
 type Hearing = (Which, fn(&mut Store, Which, Heard), Heard);
 
 /// Follows all watches until nobody listens.
-async fn follow(client: Client, health: Health, sender: mpsc::Sender<(Change, Instant)>) {
+async fn follow(connection: Arc<Connection>, health: Health, sender: mpsc::Sender<(Change, Instant)>) {
     let mut store = Store::default();
     let mut heard = select_all([
-        watch::<Namespaces>(&client, Which::Namespaces, &health).boxed(),
-        watch::<Nodes>(&client, Which::Nodes, &health).boxed(),
-        watch::<Policies>(&client, Which::Policies, &health).boxed(),
-        watch::<Pods>(&client, Which::Pods, &health).boxed(),
+        watch::<Namespaces>(&connection, Which::Namespaces, &health).boxed(),
+        watch::<Nodes>(&connection, Which::Nodes, &health).boxed(),
+        watch::<Policies>(&connection, Which::Policies, &health).boxed(),
+        watch::<Pods>(&connection, Which::Pods, &health).boxed(),
     ]);
     // Whether all is listed, and whether that was said.
     let (mut synced, mut told) = (false, false);
@@ -155,8 +152,13 @@ async fn follow(client: Client, health: Health, sender: mpsc::Sender<(Change, In
 }
 
 /// What the watch of `K` says, for ever: after a failure it pauses and goes on where it was, if the server still knows.
-fn watch<K: Kind>(client: &Client, which: Which, health: &Health) -> impl Stream<Item = Hearing> + use<K> {
-    let mut course = Course::<K>::new(Api::all(client.clone()));
+fn watch<K: Kind>(
+    connection: &Arc<Connection>,
+    which: Which,
+    health: &Health,
+) -> impl Stream<Item = Hearing> + use<K> {
+    let mut course = Course::<K>::new(Api::all(connection.client().clone()));
+    let connection = Arc::clone(connection);
     let health = health.clone();
     async_stream::stream! {
         let hear: fn(&mut Store, Which, Heard) = Store::hear::<K>;
@@ -205,8 +207,8 @@ fn watch<K: Kind>(client: &Client, which: Which, health: &Health) -> impl Stream
                         continue;
                     }
                     health.failed(which, failure.kind, &failure.text);
-                    if failure.kind == failure::EXPIRED {
-                        // The server is there, and has said what to do.
+                    if connection.renew().await || failure.kind == failure::EXPIRED {
+                        // There is a reason why the next attempt may succeed.
                         pauses.reset();
                     }
                     match failure.wish.max(refusal.and_then(|refusal| refusal.wish)) {
