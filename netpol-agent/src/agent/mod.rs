@@ -252,14 +252,19 @@ impl Agent {
             };
             begun = woke;
             match concern {
-                Concern::Local => self.reconcile(closely),
-                Concern::Elsewhere if !self.failures.is_empty() => self.reconcile(closely),
-                Concern::Elsewhere => match self.enforce() {
+                Concern::Elsewhere if self.failures.is_empty() => match self.enforce() {
                     // Most of what happens elsewhere is of no pod that a rule here means.
-                    Ok(false) => self.write_report(),
+                    Ok(false) => {
+                        self.write_report();
+                        continue;
+                    }
                     done => self.finish(done.err().into_iter().collect()),
                 },
-                Concern::Nothing => self.write_report(),
+                Concern::Local | Concern::Elsewhere => self.reconcile(closely),
+                Concern::Nothing => {
+                    self.write_report();
+                    continue;
+                }
             }
             self.births.note(
                 self.datapath.pod_devices(),

@@ -97,6 +97,8 @@ pub struct Datapath {
     /// Devices of which the kernel knows whose they are, so that the pod's rules are in force on them.
     pub(super) bound: BTreeSet<u32>,
     pub(super) seen: Seen,
+    /// See [`Self::unbound`].
+    unbound: (usize, usize),
     /// The other ABI version whose place is about to be taken.
     pub(super) takeover: Option<Takeover>,
     /// Held on the pins.
@@ -176,6 +178,7 @@ impl Datapath {
             roles: BTreeMap::new(),
             bound: BTreeSet::new(),
             seen: Seen::default(),
+            unbound: (0, 0),
             sweeper: Sweeper::default(),
             takeover,
             _locks: locks,

@@ -72,6 +72,7 @@ impl Datapath {
         let unread = (!seen.unread.is_empty()).then(|| Error::Unread(seen.unread.clone()));
         self.roles = roles;
         self.seen = seen;
+        self.unbound = self.count_unbound();
         Ok(unread.or(failure))
     }
 
@@ -294,6 +295,11 @@ impl Datapath {
     /// Local pods for which no device was found, and veths that no pod is known for.
     #[must_use]
     pub fn unbound(&self) -> (usize, usize) {
+        self.unbound
+    }
+
+    /// Counted where pods or devices change: it is asked for at every wake.
+    pub(super) fn count_unbound(&self) -> (usize, usize) {
         let bound: BTreeSet<&ObjectName> = self
             .roles
             .values()

@@ -27,6 +27,7 @@ impl Datapath {
     /// A map can not be written, or there are more pods than indices: those are named, all others are in place.
     pub fn set_pods(&mut self, pods: Vec<LocalPod>) -> Result<()> {
         self.pods = pods;
+        self.unbound = self.count_unbound();
         if self.seen.devices.is_empty() {
             // The settings also tell of devices: what an earlier run has written must not be taken back meanwhile.
             self.observe(false)?;

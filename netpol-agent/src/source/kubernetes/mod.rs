@@ -35,7 +35,7 @@ use self::{
 use super::{Change, parse::Node};
 
 /// Changes are given out at most so often: a rush of them is one change.
-const GATHER: Duration = Duration::from_millis(20);
+const GATHER: Duration = Duration::from_millis(30);
 /// Strings that nobody uses any more are looked for so often.
 const PURGE: Duration = Duration::from_secs(60);
 /// A watch that has lived so long is answered, though nothing has come of it; failures before it are over.
