@@ -4,21 +4,18 @@ use netpol_common::{
     event::hook::{SETTLE, TO_POD},
     mark::{self, Mark, OUTSIDE},
     pod::{
-        BARE_INDEX, BRIDGE_INDEX, OUTSIDE_INDEX, POD_EXEMPT, Pod,
+        BARE_INDEX, BRIDGE_INDEX, OUTSIDE_INDEX, Pod,
         state::{FLAG_ANY_ISOLATED, FLAG_POLICE_NODE, FLAG_UNKNOWN_PASS},
     },
     proto::TCP,
     reason::{
         ADOPTED, DENIED_INGRESS, FRAGMENT, ITSELF, KNOWN_FLOW, LOST_MARK, MALFORMED, MISDIRECTED, NEIGHBOUR,
-        NODE, NOT_IP, NOT_ISOLATED, NOT_OURS, REPLY, REVOKED, TUNNEL, UNKNOWN_POD, is_drop,
+        NODE, NOT_IP, NOT_ISOLATED, NOT_OURS, REPLY, REVOKED, UNKNOWN_POD, is_drop,
     },
     tables::RULESET_NONE,
 };
 
-use super::{
-    forbidden::{may_be_tunnel, to_tunnel},
-    fragments, note_link, unknown_pod,
-};
+use super::{fragments, note_link, unknown_pod};
 use crate::{
     flows::{self, Lookup, Moment, look_up},
     icmp_error,
@@ -154,17 +151,10 @@ pub fn settle<S: Skb>(skb: &mut S) -> bool {
         return undisputed(skb, SETTLE, flags, packet, UNKNOWN_POD, ends);
     };
     let isolation = Isolation::of(sender, 0);
-    if isolation.none() && !may_be_tunnel(skb) {
+    if isolation.none() {
         return undisputed(skb, SETTLE, flags, packet, NOT_ISOLATED, ends);
     }
     parse(skb, packet);
-    // Asked at the way in, too; but NAT may have led it to another port, and to another node's tunnel.
-    if to_tunnel(packet) && maps::pod(ends.sender).is_none_or(|pod| pod.flags & POD_EXEMPT == 0) {
-        return conclude(skb, SETTLE, flags, packet, &Decision::new(TUNNEL, ends));
-    }
-    if isolation.none() {
-        return conclude(skb, SETTLE, flags, packet, &Decision::new(NOT_ISOLATED, ends));
-    }
     let decision = decide(skb, packet, quote, ends, isolation, &moment);
     conclude(skb, SETTLE, flags, packet, &decision)
 }
@@ -258,7 +248,7 @@ fn decide<S: Skb>(
         }
         return Decision { ruling, ends };
     }
-    if (loose || (opens && isolation.replies)) && !packet.is_to_many() {
+    if loose || (opens && isolation.replies) {
         flows::record(packet, &ends, moment);
     }
     if ruling.ruleset == RULESET_NONE {

@@ -95,7 +95,7 @@ fn ipv6<S: Skb, const QUOTED: bool>(skb: &S, offset: u32, packet: &mut Packet) {
 }
 
 #[inline(always)]
-pub(crate) fn is_extension(next: u8) -> bool {
+fn is_extension(next: u8) -> bool {
     matches!(
         next,
         HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION
