@@ -120,6 +120,11 @@ impl Binder {
         (recall(classify(seen, &evidence), &earlier), unreadable)
     }
 
+    /// Whether a result of the runtime's has named a device of this node: what was bound earlier counts no more.
+    pub(crate) fn cache_serves(&self) -> bool {
+        self.cache_serves
+    }
+
     /// Where the runtime keeps its results.
     pub(crate) fn directory(&self) -> &Path {
         self.cache.directory()

@@ -58,7 +58,10 @@ impl Datapath {
     /// As [`Self::look`], without telling the kernel; returns what could not be asked or understood.
     pub(super) fn observe(&mut self, closely: bool) -> Result<Option<Error>> {
         let seen = netlink::look()?;
-        let earlier = self.bound_earlier()?;
+        let earlier = match self.binder.cache_serves() {
+            true => BTreeMap::new(),
+            false => self.bound_earlier()?,
+        };
         let before = &self.seen.devices;
         // Devices that are gone are tidied up.
         let same = |index| match (before.get(&index), seen.devices.get(&index)) {
