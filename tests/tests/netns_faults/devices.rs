@@ -1,14 +1,14 @@
 //! Devices whose pod, or which themselves, are not known.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use netpol_tests::{
-    cluster::{binary, pod},
+    cluster::pod,
     net::{Responder, Transport},
 };
 
-use crate::{Shop, code, only_web};
+use crate::{Shop, code, only_web, run_once};
 
 #[test]
 fn a_veth_whose_pod_nobody_knows_gets_what_the_flag_says() -> Result<()> {
@@ -36,17 +36,17 @@ fn without_the_runtimes_results_a_restart_leaves_in_force_what_is() -> Result<()
     // Nobody else may say whose a veth is: the far ends' addresses are for who has CAP_SYS_ADMIN.
     for cache in ["/nonexistent", &*file] {
         shop.cluster.node_mut(1).kill_agent()?;
-        let node = shop.cluster.node(1);
-        let mut command = Command::new("setpriv");
-        command.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]);
-        command.arg(binary()?);
-        command.args(["run", "--once", "--node", "node-1", "--cni-cache", cache]);
-        command.arg("--manifests").arg(shop.cluster.manifests());
-        command.arg("--pin").arg(&node.pins);
-        command
-            .arg("--state")
-            .arg(shop.cluster.rig.directory().join("node-1/state"));
-        let output = node.namespace.run(|| command.output())?;
+        let pins = shop.cluster.node(1).pins.clone();
+        let state = shop.cluster.rig.directory().join("node-1/state");
+        let wrapper = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"];
+        let cluster = &shop.cluster;
+        let output = run_once(
+            cluster,
+            &wrapper,
+            ("node-1", Path::new(cache)),
+            (&pins, &state),
+            &[],
+        )?;
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         let said = ["reading the CNI cache", "Not a directory"];
         assert_eq!(

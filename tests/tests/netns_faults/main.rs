@@ -7,14 +7,15 @@ mod start;
 
 use std::{
     net::SocketAddr,
-    process::Output,
+    path::Path,
+    process::{Command, Output},
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use netpol_policy::model::Pod;
 use netpol_tests::{
-    cluster::{Cluster, Node, Options, Policy, manifests, pod},
+    cluster::{Cluster, Node, Options, Policy, binary, manifests, pod},
     net::{Responder, Transport},
 };
 use serde_json::Value as Json;
@@ -100,6 +101,29 @@ impl Shop {
 fn status(node: &Node) -> Result<(Json, i32)> {
     let output = node.netpol("status", &["-o", "json"])?;
     Ok((serde_json::from_slice(&output.stdout)?, code(&output)))
+}
+
+/// `run --once` on the first node, called by `wrapper` where that says something.
+fn run_once(
+    cluster: &Cluster,
+    wrapper: &[&str],
+    (node, cache): (&str, &Path),
+    (pin, state): (&Path, &Path),
+    more: &[&str],
+) -> Result<Output> {
+    let mut command = match wrapper {
+        [] => Command::new(binary()?),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(binary()?);
+            command
+        }
+    };
+    command.args(["run", "--once", "--node", node]);
+    command.arg("--cni-cache").arg(cache);
+    command.arg("--manifests").arg(cluster.manifests());
+    command.arg("--pin").arg(pin).arg("--state").arg(state).args(more);
+    Ok(cluster.node(1).namespace.run(|| command.output())?)
 }
 
 fn code(output: &Output) -> i32 {

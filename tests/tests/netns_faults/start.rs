@@ -1,26 +1,18 @@
 //! What is refused at the start: files, pins, a second agent, a name that is no node's.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Output},
-};
+use std::{fs, path::Path, process::Output};
 
 use anyhow::Result;
-use netpol_tests::cluster::{Cluster, Policy, binary};
+use netpol_tests::cluster::{Cluster, Policy};
 
-use crate::{Shop, code, only_web, status};
+use crate::{Shop, code, only_web, run_once, status};
 
 /// [`once`] in a mount namespace of its own that `mount` has changed.
 fn once_where(cluster: &Cluster, mount: &str, pin: &Path, state: &Path) -> Result<Output> {
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-ec", &format!("{mount}\nexec \"$@\""), "sh"]);
-    command.arg(binary()?);
-    command.args(["run", "--once", "--node", "node-1", "--cni-cache"]);
-    command.arg(cluster.rig.directory().join("node-1/cni"));
-    command.arg("--manifests").arg(cluster.manifests());
-    command.arg("--pin").arg(pin).arg("--state").arg(state);
-    Ok(cluster.node(1).namespace.run(|| command.output())?)
+    let script = format!("{mount}\nexec \"$@\"");
+    let wrapper = ["unshare", "--mount", "sh", "-ec", &script, "sh"];
+    let cache = cluster.rig.directory().join("node-1/cni");
+    run_once(cluster, &wrapper, ("node-1", &cache), (pin, state), &[])
 }
 
 #[test]
@@ -57,12 +49,14 @@ fn file_systems_that_take_nothing_are_named_and_what_is_in_force_stays() -> Resu
 
 /// `run --once` on the first node; `pin` and `state` as there.
 fn once(cluster: &Cluster, node: &str, pin: &Path, state: &Path, more: &[&str]) -> Result<Output> {
-    let mut command = Command::new(binary()?);
-    command.args(["run", "--once", "--node", node, "--cni-cache", "/nonexistent"]);
-    command.args(["--wait-for-lock", "1"]);
-    command.arg("--manifests").arg(cluster.manifests());
-    command.arg("--pin").arg(pin).arg("--state").arg(state).args(more);
-    Ok(cluster.node(1).namespace.run(|| command.output())?)
+    let more = [&["--wait-for-lock", "1"], more].concat();
+    run_once(
+        cluster,
+        &[],
+        (node, Path::new("/nonexistent")),
+        (pin, state),
+        &more,
+    )
 }
 
 /// [`once`] ends with 2 and says `said`.
