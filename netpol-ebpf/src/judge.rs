@@ -7,7 +7,7 @@ use netpol_common::{
     tables::RULESET_NONE,
 };
 
-use crate::{classify, maps, packet::Packet};
+use crate::{classify, flows::course, maps, scratch::Scratch};
 
 /// The two ends of a packet: pods' indices, or [`OUTSIDE`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,11 +30,10 @@ impl Ends {
     }
 }
 
-/// What the rules said, and which.
+/// Which rules decided.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ruling {
-    /// `ALLOWED`, `DENIED_INGRESS` or `DENIED_EGRESS`.
-    pub reason: u8,
     /// The ruleset that decided (the last one asked, where all allow); 0 = no end is isolated.
     pub ruleset: u32,
     /// The peer's class under that ruleset.
@@ -63,21 +62,41 @@ pub fn rulesets(pod: &Pod) -> u64 {
     unsafe { (&raw const pod.rulesets).read_volatile() }
 }
 
-/// Asks the sender's egress and the receiver's ingress about `packet`, or about its answer (`answer`), which then goes
-/// between `ends`.
+/// Asks the sender's egress and the receiver's ingress about the packet, or about what it quotes (`course::QUOTED` in
+/// `how`), or about the answer to either (`course::REVERSED`), which then goes between `ends`. Returns `ALLOWED`,
+/// `DENIED_INGRESS` or `DENIED_EGRESS`; the ruling lies in the scratch.
 ///
 /// A local end is the pod that its device says: the sender whatever source address masquerade has left in the packet, the
 /// receiver whatever its destination says (broadcast, multicast, a frame for its hardware address).
+#[inline(always)]
+pub fn judge(_scratch: &mut Scratch, how: u32, ends: Ends, flags: u64) -> u8 {
+    netpol_judge(how, ends.sender, ends.receiver, flags) as u8
+}
+
+/// [`judge`], verified on its own.
+#[cfg_attr(target_arch = "bpf", unsafe(no_mangle))]
 #[inline(never)]
-pub fn judge(packet: &Packet, answer: bool, ends: &Ends, flags: u64, ruling: &mut Ruling) {
-    let (src, dst, port) = if answer {
+extern "C" fn netpol_judge(how: u32, sender: u32, receiver: u32, flags: u64) -> u32 {
+    let Some(mut scratch) = Scratch::get() else {
+        return DENIED_EGRESS.into();
+    };
+    let (reason, ruling) = rule(&scratch, how, Ends { sender, receiver }, flags);
+    scratch.set_ruling(ruling);
+    reason.into()
+}
+
+#[inline(always)]
+fn rule(scratch: &Scratch, how: u32, ends: Ends, flags: u64) -> (u8, Ruling) {
+    let packet = scratch.tuple(how & course::QUOTED != 0);
+    let (src, dst, port) = if how & course::REVERSED != 0 {
         (&packet.dst, &packet.src, packet.sport)
     } else {
         (&packet.src, &packet.dst, packet.dport)
     };
-    ruling.reason = ALLOWED;
-    ruling.ruleset = RULESET_NONE;
-    ruling.class = 0;
+    let mut ruling = Ruling {
+        ruleset: RULESET_NONE,
+        class: 0,
+    };
     let receiver = if ends.receiver == OUTSIDE {
         None
     } else {
@@ -91,11 +110,9 @@ pub fn judge(packet: &Packet, answer: bool, ends: &Ends, flags: u64, ruling: &mu
         if ruleset != RULESET_NONE {
             let to = receiver.map_or(dst, |receiver| own_address(receiver, packet.family, dst));
             let class = classify::class(packet.family, to, flags);
-            ruling.ruleset = ruleset;
-            ruling.class = class;
+            ruling = Ruling { ruleset, class };
             if !classify::allows(ruleset, class, packet.proto, port) {
-                ruling.reason = DENIED_EGRESS;
-                return;
+                return (DENIED_EGRESS, ruling);
             }
         }
         own = own_address(sender, packet.family, src);
@@ -104,13 +121,13 @@ pub fn judge(packet: &Packet, answer: bool, ends: &Ends, flags: u64, ruling: &mu
         let ruleset = ingress(receiver);
         if ruleset != RULESET_NONE {
             let class = classify::class(packet.family, own, flags);
-            ruling.ruleset = ruleset;
-            ruling.class = class;
+            ruling = Ruling { ruleset, class };
             if !classify::allows(ruleset, class, packet.proto, port) {
-                ruling.reason = DENIED_INGRESS;
+                return (DENIED_INGRESS, ruling);
             }
         }
     }
+    (ALLOWED, ruling)
 }
 
 /// The pod's own address; what the packet says where none is published yet.

@@ -13,4 +13,5 @@ pub mod judge;
 pub mod maps;
 pub mod packet;
 pub mod report;
+pub mod scratch;
 pub mod skb;

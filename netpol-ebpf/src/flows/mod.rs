@@ -22,9 +22,10 @@ pub use opening::{adopt, record};
 use table::Table;
 
 use crate::{
-    judge::{Ends, Ruling, judge},
+    judge::{Ends, judge},
     maps,
     packet::{FLAG_FIN, FLAG_RESET, Packet},
+    scratch::Scratch,
 };
 
 /// What the table says about a packet.
@@ -58,20 +59,49 @@ pub struct Moment {
     pub flags: u64,
 }
 
-/// Looks for the flow that `tuple` belongs to, judges it again where the epoch has moved, and notes what the packet
-/// does to it. `how`: see [`course`]. `ends` are those of the packet; at a way in, where the initiator is not
-/// known yet, `ends.receiver` is filled in from the entry.
-#[inline(never)]
-pub fn look_up(tuple: &Packet, how: u32, ends: &mut Ends, moment: &Moment) -> Lookup {
-    if tuple.family == 4 {
-        find::<Key4>(tuple, how, ends, moment)
-    } else {
-        find::<Key6>(tuple, how, ends, moment)
+/// Looks for the flow that the packet belongs to, or what it quotes (`course::QUOTED`), judges it again where the epoch has
+/// moved, and notes what the packet does to it. `how`: see [`course`]. `ends` are those of the packet; at a way in, where the
+/// initiator is not known yet, `ends.receiver` is filled in from the entry.
+#[inline(always)]
+pub fn look_up(_scratch: &mut Scratch, how: u32, ends: &mut Ends, moment: &Moment) -> Lookup {
+    let Ends { sender, receiver } = *ends;
+    let answer = netpol_look_up(how, sender, receiver, moment.epoch, moment.flags);
+    ends.receiver = answer as u32;
+    match answer >> 32 {
+        KNOWN => Lookup::Known,
+        REVOKED => Lookup::Revoked,
+        _ => Lookup::Unknown,
     }
 }
 
+const KNOWN: u64 = 1;
+const REVOKED: u64 = 2;
+
+/// [`look_up`], verified on its own: the receiver in the low half.
+#[cfg_attr(target_arch = "bpf", unsafe(no_mangle))]
+#[inline(never)]
+extern "C" fn netpol_look_up(how: u32, sender: u32, receiver: u32, epoch: u32, flags: u64) -> u64 {
+    let mut ends = Ends { sender, receiver };
+    let moment = Moment { epoch, flags };
+    let found = Scratch::get().map_or(Lookup::Unknown, |mut scratch| {
+        if scratch.tuple(how & course::QUOTED != 0).family == 4 {
+            find::<Key4>(&mut scratch, how, &mut ends, &moment)
+        } else {
+            find::<Key6>(&mut scratch, how, &mut ends, &moment)
+        }
+    });
+    let found = match found {
+        Lookup::Known => KNOWN,
+        Lookup::Revoked => REVOKED,
+        Lookup::Unknown => 0,
+    };
+    found << 32 | u64::from(ends.receiver)
+}
+
 #[inline(always)]
-fn find<T: Table>(tuple: &Packet, how: u32, ends: &mut Ends, moment: &Moment) -> Lookup {
+fn find<T: Table>(scratch: &mut Scratch, how: u32, ends: &mut Ends, moment: &Moment) -> Lookup {
+    let tuple = scratch.tuple(how & course::QUOTED != 0);
+    let proto = tuple.proto;
     let key = if how & course::REVERSED != 0 {
         T::of_answer(tuple)
     } else {
@@ -94,16 +124,17 @@ fn find<T: Table>(tuple: &Packet, how: u32, ends: &mut Ends, moment: &Moment) ->
     };
     let now = maps::jiffies();
     let age = now.saturating_sub(flow.seen);
-    if age > lifetime(config, flow.state, opening, tuple.proto) {
+    if age > lifetime(config, flow.state, opening, proto) {
         return Lookup::Unknown;
     }
     let mut judged = flow.verdict;
     if judged | DENIED != verdict(moment.epoch, true) {
-        judged = judge_again(flow, tuple, how, moment);
+        judged = judge_again(scratch, flow, how, moment);
         flow.verdict = judged;
     }
     if judged & DENIED != 0 {
-        return if how & (course::REPLY | course::QUOTED) == course::REPLY && goes_on::<T>(tuple, ends, moment)
+        return if how & (course::REPLY | course::QUOTED) == course::REPLY
+            && goes_on::<T>(scratch.packet(), ends, moment)
         {
             Lookup::Unknown
         } else {
@@ -117,7 +148,7 @@ fn find<T: Table>(tuple: &Packet, how: u32, ends: &mut Ends, moment: &Moment) ->
         flow.seen = now;
     }
     note(flow, how);
-    if opening && establishes(flow, how, tuple.proto) {
+    if opening && establishes(flow, how, proto) {
         promote(&key, flow, now);
     }
     Lookup::Known
@@ -170,21 +201,14 @@ fn lifetime(config: &Config, state: u32, opening: bool, proto: u8) -> u64 {
 }
 
 /// The verdict of this epoch about a flow of an older one, from the identities in its entry.
-#[inline(never)]
-fn judge_again(flow: &Flow, tuple: &Packet, how: u32, moment: &Moment) -> u32 {
-    let mut ruling = Ruling::default();
+#[inline(always)]
+fn judge_again(scratch: &mut Scratch, flow: &Flow, how: u32, moment: &Moment) -> u32 {
     let ends = Ends {
         sender: flow.from,
         receiver: flow.to,
     };
-    judge(
-        tuple,
-        how & course::REVERSED != 0,
-        &ends,
-        moment.flags,
-        &mut ruling,
-    );
-    verdict(moment.epoch, is_drop(ruling.reason))
+    let reason = judge(scratch, how, ends, moment.flags);
+    verdict(moment.epoch, is_drop(reason))
 }
 
 /// What a packet's flags do to its flow; stores only what changes. A later packet proves a reset to have

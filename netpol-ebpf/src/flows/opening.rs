@@ -9,7 +9,7 @@ use netpol_common::{
 };
 
 use super::{Moment, lifetime, table::Table};
-use crate::{judge::Ends, maps, packet::Packet};
+use crate::{judge::Ends, maps, packet::Packet, scratch::Scratch};
 
 /// A connection that has ended: what begins on its tuple is another.
 const OVER: u32 = STATE_FIN_FORWARD | STATE_FIN_REPLY | STATE_RESET;
@@ -20,20 +20,30 @@ pub(super) fn payer(from: u32, to: u32) -> u32 {
     if from == OUTSIDE { to } else { from }
 }
 
-/// Records that `packet` was allowed to open (or, without beginnings, to continue) a flow between `ends`.
+/// Records that the packet was allowed to open (or, without beginnings, to continue) a flow between `ends`.
+#[inline(always)]
+pub fn record(_scratch: &mut Scratch, ends: Ends, moment: &Moment) {
+    netpol_record(ends.sender, ends.receiver, moment.epoch);
+}
+
+/// [`record`], verified on its own. (Such a function has to return a number.)
+#[cfg_attr(target_arch = "bpf", unsafe(no_mangle))]
 #[inline(never)]
-pub fn record(packet: &Packet, ends: &Ends, moment: &Moment) {
+extern "C" fn netpol_record(sender: u32, receiver: u32, epoch: u32) -> u32 {
+    let Some(scratch) = Scratch::get() else { return 0 };
+    let (packet, ends) = (scratch.packet(), Ends { sender, receiver });
     if packet.family == 4 {
-        put(&Key4::of(packet), packet, ends, moment);
+        put(&Key4::of(packet), packet, ends, epoch);
     } else {
-        put(&Key6::of(packet), packet, ends, moment);
+        put(&Key6::of(packet), packet, ends, epoch);
     }
+    0
 }
 
 #[inline(always)]
-fn put<T: Table>(key: &T, packet: &Packet, ends: &Ends, moment: &Moment) {
+fn put<T: Table>(key: &T, packet: &Packet, ends: Ends, epoch: u32) {
     let now = maps::jiffies();
-    let fresh = fresh(ends, moment, now);
+    let fresh = fresh(ends, epoch, now);
     let Some(config) = maps::config() else { return };
     if let Some(old) = key.answered() {
         // SAFETY: a live map value; see `maps`.
@@ -69,14 +79,14 @@ fn put<T: Table>(key: &T, packet: &Packet, ends: &Ends, moment: &Moment) {
 }
 
 #[inline(always)]
-fn fresh(ends: &Ends, moment: &Moment, now: u64) -> Flow {
+fn fresh(ends: Ends, epoch: u32, now: u64) -> Flow {
     Flow {
         from: ends.sender,
         from_inc: incarnation(ends.sender),
         to: ends.receiver,
         to_inc: incarnation(ends.receiver),
         seen: now,
-        verdict: verdict(moment.epoch, false),
+        verdict: verdict(epoch, false),
         state: 0,
     }
 }
@@ -119,11 +129,11 @@ fn within_quota(config: &Config, payer: u32, now: u64) -> bool {
 
 /// Records, as established, the flow that `answer` was found to answer in the first moments of isolation. `ends` are
 /// the flow's.
-#[inline(never)]
-pub fn adopt(answer: &Packet, ends: &Ends, moment: &Moment) {
+#[inline(always)]
+pub fn adopt(answer: &Packet, ends: Ends, epoch: u32) {
     let flow = Flow {
         state: STATE_ANSWERED,
-        ..fresh(ends, moment, maps::jiffies())
+        ..fresh(ends, epoch, maps::jiffies())
     };
     if answer.family == 4 {
         Key4::of_answer(answer).put_answered(&flow);

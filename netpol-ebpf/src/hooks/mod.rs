@@ -15,14 +15,7 @@ use netpol_common::{
 pub use ways_in::{arrive, from_pod};
 pub use ways_out::{settle, to_pod};
 
-use crate::{
-    flows::Moment,
-    judge::Ends,
-    maps,
-    packet::parse,
-    report::{Decision, conclude},
-    skb::Skb,
-};
+use crate::{flows::Moment, judge::Ends, maps, report::Decision, skb::Skb};
 
 impl Moment {
     /// The epoch is read before any other table: a flow judged while the policy changes carries the older
@@ -46,16 +39,12 @@ fn note_link<S: Skb>(skb: &mut S, flags: u64) {
 }
 
 /// A pod's device whose pod is not known: `--unknown-pods` decides.
-#[inline(never)]
-fn unknown_pod<S: Skb>(skb: &S, hook: u8, flags: u64) -> bool {
+#[inline(always)]
+fn unknown_pod(flags: u64) -> Decision {
     let reason = if flags & FLAG_UNKNOWN_PASS != 0 {
         NOT_ISOLATED
     } else {
         UNKNOWN_POD
     };
-    let Some([packet, _]) = maps::scratch() else {
-        return true;
-    };
-    parse(skb, packet);
-    conclude(skb, hook, flags, packet, &Decision::new(reason, Ends::default()))
+    Decision::unread(reason, Ends::default())
 }

@@ -7,7 +7,7 @@ use netpol_common::{
         Config, NODE_INDEX,
         state::{FLAG_ANY_INGRESS, FLAG_ANY_ISOLATED},
     },
-    reason::{NOT_OURS, REPLY, REVOKED, SPOOFED_OUTSIDE, TUNNEL},
+    reason::{MALFORMED, NOT_OURS, REPLY, REVOKED, SPOOFED_OUTSIDE, TUNNEL},
     tables::RULESET_NONE,
 };
 
@@ -19,6 +19,7 @@ use crate::{
     maps,
     packet::{Kind, Packet, parse},
     report::{Decision, conclude},
+    scratch::Scratch,
     skb::Skb,
 };
 
@@ -26,33 +27,39 @@ use crate::{
 #[inline(always)]
 pub fn from_pod<S: Skb>(skb: &mut S) -> bool {
     let moment = Moment::now();
+    let decision = pod_sends(skb, &moment);
+    conclude(skb, FROM_POD, moment.flags, decision)
+}
+
+#[inline(always)]
+fn pod_sends<S: Skb>(skb: &mut S, moment: &Moment) -> Decision {
     let index = maps::iface(&skb.ifindex());
     let Some((index, pod)) = index.and_then(|index| Some((index, maps::pod(index)?))) else {
         skb.set_mark(mark::merge(skb.mark(), mark::sender(OUTSIDE)));
-        return unknown_pod(skb, FROM_POD, moment.flags);
+        return unknown_pod(moment.flags);
     };
-    let Some([packet, quote]) = maps::scratch() else {
-        return true;
-    };
-    parse(skb, packet);
     let mut ends = Ends {
         sender: index,
         receiver: OUTSIDE,
     };
-    let reason = forbidden(skb, packet, pod, index);
+    let Some(mut scratch) = Scratch::get() else {
+        return Decision::unread(MALFORMED, ends);
+    };
+    parse(skb, scratch.packet_mut());
+    let reason = forbidden(skb, scratch.packet(), pod, index);
     if reason != 0 {
-        return conclude(skb, FROM_POD, moment.flags, packet, &Decision::new(reason, ends));
+        return Decision::of_packet(reason, ends);
     }
     let held = egress(pod) != RULESET_NONE;
     let wanted = if held { FLAG_ANY_ISOLATED } else { FLAG_ANY_INGRESS };
-    let found = reply(skb, packet, quote, &mut ends, &moment, wanted);
+    let found = reply(skb, &mut scratch, &mut ends, moment, wanted);
     let (value, reason) = match found {
         Lookup::Known => (mark::reply(ends.receiver, held), REPLY),
         Lookup::Revoked => (mark::sender(index), REVOKED),
         Lookup::Unknown => (mark::sender(index), NOT_OURS),
     };
     skb.set_mark(mark::merge(skb.mark(), value));
-    conclude(skb, FROM_POD, moment.flags, packet, &Decision::new(reason, ends))
+    Decision::of_packet(reason, ends)
 }
 
 /// A packet comes from outside; true = drop it.
@@ -60,79 +67,62 @@ pub fn from_pod<S: Skb>(skb: &mut S) -> bool {
 pub fn arrive<S: Skb>(skb: &mut S) -> bool {
     let moment = Moment::now();
     note_link(skb, moment.flags);
-    let Some([packet, quote]) = maps::scratch() else {
-        return true;
-    };
+    let decision = outside_sends(skb, &moment);
+    conclude(skb, ARRIVE, moment.flags, decision)
+}
+
+#[inline(always)]
+fn outside_sends<S: Skb>(skb: &mut S, moment: &Moment) -> Decision {
     let mut ends = Ends::default();
     // The mark of a pod survives decapsulation: that pod has made the tunnel's packet. Another arrive (of a
     // bond's slave, a VLAN's parent) leaves *outside* or a reply to a pod, and is asked again here.
     match mark::decode(skb.mark()) {
         Mark::Sender(sender) if sender != OUTSIDE => {
             ends.sender = sender;
-            parse(skb, packet);
-            return conclude(skb, ARRIVE, moment.flags, packet, &Decision::new(TUNNEL, ends));
+            return Decision::unread(TUNNEL, ends);
         }
-        Mark::Reply { to: OUTSIDE, .. } => {
-            parse(skb, packet);
-            return conclude(skb, ARRIVE, moment.flags, packet, &Decision::new(TUNNEL, ends));
-        }
+        Mark::Reply { to: OUTSIDE, .. } => return Decision::unread(TUNNEL, ends),
         _ => {}
     }
-    parse(skb, packet);
-    if let Some(owner) = local_source(packet) {
+    let Some(mut scratch) = Scratch::get() else {
+        return Decision::unread(MALFORMED, ends);
+    };
+    parse(skb, scratch.packet_mut());
+    if let Some(owner) = local_source(scratch.packet()) {
         ends.sender = owner;
-        return conclude(
-            skb,
-            ARRIVE,
-            moment.flags,
-            packet,
-            &Decision::new(SPOOFED_OUTSIDE, ends),
-        );
+        return Decision::of_packet(SPOOFED_OUTSIDE, ends);
     }
-    let found = reply(skb, packet, quote, &mut ends, &moment, FLAG_ANY_INGRESS);
+    let found = reply(skb, &mut scratch, &mut ends, moment, FLAG_ANY_INGRESS);
     let (value, reason) = match found {
         Lookup::Known => (mark::reply(ends.receiver, false), REPLY),
         Lookup::Revoked => (mark::sender(OUTSIDE), REVOKED),
         Lookup::Unknown => (mark::sender(OUTSIDE), NOT_OURS),
     };
     skb.set_mark(mark::merge(skb.mark(), value));
-    conclude(skb, ARRIVE, moment.flags, packet, &Decision::new(reason, ends))
+    Decision::of_packet(reason, ends)
 }
 
 /// Looks for the flow that this packet replies to. `wanted`: the flag without which no TCP flow can have an
 /// entry whose replies come in here.
 #[inline(always)]
-fn reply<S: Skb>(
-    skb: &S,
-    packet: &mut Packet,
-    quote: &mut Packet,
-    ends: &mut Ends,
-    moment: &Moment,
-    wanted: u64,
-) -> Lookup {
+fn reply<S: Skb>(skb: &S, scratch: &mut Scratch, ends: &mut Ends, moment: &Moment, wanted: u64) -> Lookup {
     if moment.flags & FLAG_ANY_ISOLATED == 0 {
         return Lookup::Unknown;
     }
-    if packet.kind == Kind::Later {
+    if scratch.packet().kind == Kind::Later {
         // Without its first it stays a sender's packet; the way out drops it if it has to be judged.
-        fragments::complete(skb, packet);
-    } else if packet.first != 0 {
-        fragments::remember(skb, packet);
+        fragments::complete(skb, scratch);
+    } else if scratch.packet().first != 0 {
+        fragments::remember(skb, scratch);
     }
-    match packet.kind {
-        Kind::Mid if moment.flags & wanted == 0 => Lookup::Unknown,
-        Kind::Mid | Kind::Loose => {
-            let how = course::REPLY | course::REVERSED | u32::from(packet.flags);
-            look_up(packet, how, ends, moment)
-        }
-        Kind::Error => {
-            if !icmp_error::quoted(skb, packet, quote) {
-                return Lookup::Unknown;
-            }
-            look_up(quote, course::REPLY | course::QUOTED, ends, moment)
-        }
-        _ => Lookup::Unknown,
-    }
+    let (kind, flags) = (scratch.packet().kind, scratch.packet().flags);
+    let how = match kind {
+        Kind::Mid if moment.flags & wanted == 0 => return Lookup::Unknown,
+        Kind::Mid | Kind::Loose => course::REPLY | course::REVERSED | u32::from(flags),
+        Kind::Error if icmp_error::quoted(skb, scratch) => course::REPLY | course::QUOTED,
+        _ => return Lookup::Unknown,
+    };
+    look_up(scratch, how, ends, moment)
 }
 
 /// The local pod (or node) whose address a packet from outside claims as its source.

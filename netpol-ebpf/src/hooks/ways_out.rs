@@ -4,7 +4,7 @@ use netpol_common::{
     event::hook::{SETTLE, TO_POD},
     mark::{self, Mark, OUTSIDE},
     pod::{
-        BARE_INDEX, BRIDGE_INDEX, OUTSIDE_INDEX, Pod,
+        BARE_INDEX, BRIDGE_INDEX, OUTSIDE_INDEX,
         state::{FLAG_ANY_ISOLATED, FLAG_POLICE_NODE, FLAG_UNKNOWN_PASS},
     },
     proto::TCP,
@@ -17,12 +17,13 @@ use netpol_common::{
 
 use super::{fragments, note_link, unknown_pod};
 use crate::{
-    flows::{self, Lookup, Moment, look_up},
+    flows::{self, Lookup, Moment, course, look_up},
     icmp_error,
-    judge::{Ends, Ruling, judge, rulesets},
+    judge::{Ends, judge, rulesets},
     maps,
-    packet::{FLAG_FAR, Kind, Packet, parse},
+    packet::{FLAG_FAR, Kind, parse},
     report::{Decision, conclude},
+    scratch::Scratch,
     skb::Skb,
 };
 
@@ -56,17 +57,20 @@ impl Isolation {
 #[inline(always)]
 pub fn to_pod<S: Skb>(skb: &mut S) -> bool {
     let moment = Moment::now();
+    let decision = pod_receives(skb, &moment);
+    conclude(skb, TO_POD, moment.flags, decision)
+}
+
+#[inline(always)]
+fn pod_receives<S: Skb>(skb: &S, moment: &Moment) -> Decision {
     let flags = moment.flags;
     let index = maps::iface(&skb.ifindex());
     let Some((index, pod)) = index.and_then(|index| Some((index, maps::pod(index)?))) else {
-        return unknown_pod(skb, TO_POD, flags);
+        return unknown_pod(flags);
     };
     let mut ends = Ends {
         sender: OUTSIDE,
         receiver: index,
-    };
-    let Some([packet, quote]) = maps::scratch() else {
-        return true;
     };
     let reason = if skb.ingress_ifindex() == 0 {
         // A process of the node may set any mark: it says nothing here.
@@ -98,30 +102,27 @@ pub fn to_pod<S: Skb>(skb: &mut S) -> bool {
         }
     };
     if reason != 0 {
-        return undisputed(skb, TO_POD, flags, packet, reason, ends);
+        return Decision::unread(reason, ends);
     }
     let Some(sender) = sender_rulesets(ends.sender, flags) else {
-        return undisputed(skb, TO_POD, flags, packet, UNKNOWN_POD, ends);
+        return Decision::unread(UNKNOWN_POD, ends);
     };
-    let isolation = Isolation::of(sender, rulesets(pod));
-    if isolation.none() {
-        return undisputed(skb, TO_POD, flags, packet, NOT_ISOLATED, ends);
-    }
-    parse(skb, packet);
-    let decision = decide(skb, packet, quote, ends, isolation, &moment);
-    conclude(skb, TO_POD, flags, packet, &decision)
+    decide(skb, ends, Isolation::of(sender, rulesets(pod)), moment)
 }
 
 /// A packet leaves by an outside device; true = drop it.
 #[inline(always)]
 pub fn settle<S: Skb>(skb: &mut S) -> bool {
     let moment = Moment::now();
+    note_link(skb, moment.flags);
+    let decision = outside_receives(skb, &moment);
+    conclude(skb, SETTLE, moment.flags, decision)
+}
+
+#[inline(always)]
+fn outside_receives<S: Skb>(skb: &mut S, moment: &Moment) -> Decision {
     let flags = moment.flags;
-    note_link(skb, flags);
     let mut ends = Ends::default();
-    let Some([packet, quote]) = maps::scratch() else {
-        return true;
-    };
     let reason = if skb.ingress_ifindex() == 0 {
         NODE
     } else {
@@ -143,30 +144,14 @@ pub fn settle<S: Skb>(skb: &mut S) -> bool {
         }
     };
     if reason != 0 {
-        return undisputed(skb, SETTLE, flags, packet, reason, ends);
+        return Decision::unread(reason, ends);
     }
     // Bond and slave, VLAN and parent: one packet crosses several.
     skb.set_mark(mark::merge(skb.mark(), mark::JUDGED));
     let Some(sender) = sender_rulesets(ends.sender, flags) else {
-        return undisputed(skb, SETTLE, flags, packet, UNKNOWN_POD, ends);
+        return Decision::unread(UNKNOWN_POD, ends);
     };
-    let isolation = Isolation::of(sender, 0);
-    if isolation.none() {
-        return undisputed(skb, SETTLE, flags, packet, NOT_ISOLATED, ends);
-    }
-    parse(skb, packet);
-    let decision = decide(skb, packet, quote, ends, isolation, &moment);
-    conclude(skb, SETTLE, flags, packet, &decision)
-}
-
-/// Decided without the packet's headers, which are read only if somebody wants to know.
-#[inline(always)]
-fn undisputed<S: Skb>(skb: &S, hook: u8, flags: u64, packet: &mut Packet, reason: u8, ends: Ends) -> bool {
-    use netpol_common::pod::state::{FLAG_EVENTS, FLAG_EVENTS_ALL};
-    if flags & (FLAG_EVENTS | FLAG_EVENTS_ALL) != 0 {
-        parse(skb, packet);
-    }
-    conclude(skb, hook, flags, packet, &Decision::new(reason, ends))
+    decide(skb, ends, Isolation::of(sender, 0), moment)
 }
 
 /// The sender's rulesets; `None` where that pod has gone since its packet came in and nobody knows its rules any more.
@@ -193,20 +178,68 @@ fn origin<S: Skb>(skb: &S, said: u32) -> u32 {
     }
 }
 
-/// The verdict about a packet between two ends of which one is isolated.
+/// The verdict about a packet between two ends.
 #[inline(always)]
-fn decide<S: Skb>(
-    skb: &S,
-    packet: &mut Packet,
-    quote: &mut Packet,
-    mut ends: Ends,
-    isolation: Isolation,
-    moment: &Moment,
-) -> Decision {
+fn decide<S: Skb>(skb: &S, mut ends: Ends, isolation: Isolation, moment: &Moment) -> Decision {
+    if isolation.none() {
+        return Decision::unread(NOT_ISOLATED, ends);
+    }
+    let Some(mut scratch) = Scratch::get() else {
+        return Decision::unread(MALFORMED, ends);
+    };
+    parse(skb, scratch.packet_mut());
+    let settled = undisputed(skb, &mut scratch, &ends, isolation);
+    if settled != 0 {
+        return Decision::of_packet(settled, ends);
+    }
+    let packet = scratch.packet();
+    let (kind, is_tcp, how) = (packet.kind, packet.proto == TCP, u32::from(packet.flags));
+    if kind == Kind::Error {
+        // An ICMP error passes with the conversation that it quotes.
+        return if icmp_error::quoted(skb, &mut scratch) {
+            let reason = icmp_error::judge_quoted(&mut scratch, ends, moment);
+            Decision::by_rules(reason, ends)
+        } else {
+            Decision::of_packet(MALFORMED, ends)
+        };
+    }
+    let opens = kind == Kind::Open;
+    // Without beginnings every packet may be the first.
+    let loose = kind == Kind::Loose || kind == Kind::Router;
+    if !opens && (loose || isolation.replies) {
+        match look_up(&mut scratch, how, &mut ends, moment) {
+            Lookup::Known => return remembered(skb, &scratch, Decision::of_packet(KNOWN_FLOW, ends)),
+            Lookup::Revoked => return Decision::of_packet(REVOKED, ends),
+            Lookup::Unknown => {}
+        }
+    }
+    let reason = judge(&mut scratch, 0, ends, moment.flags);
+    if is_drop(reason) {
+        if kind == Kind::Mid && is_tcp && adopted(&mut scratch, reason, ends, moment) {
+            return Decision::of_packet(ADOPTED, ends);
+        }
+        return Decision::by_rules(reason, ends);
+    }
+    if loose || (opens && isolation.replies) {
+        flows::record(&mut scratch, ends, moment);
+    }
+    let decision = if scratch.ruling().ruleset == RULESET_NONE {
+        Decision::of_packet(NOT_ISOLATED, ends)
+    } else {
+        Decision::by_rules(reason, ends)
+    };
+    remembered(skb, &scratch, decision)
+}
+
+/// What needs no rules: the reason, or 0. Completes a later fragment.
+#[inline(always)]
+fn undisputed<S: Skb>(skb: &S, scratch: &mut Scratch, ends: &Ends, isolation: Isolation) -> u8 {
     let unjudged = |reason| if isolation.judged { reason } else { NOT_ISOLATED };
-    let orphan = packet.kind == Kind::Later && !fragments::complete(skb, packet);
-    let settled = match packet.kind {
-        _ if orphan => unjudged(FRAGMENT),
+    if scratch.packet().kind == Kind::Later && !fragments::complete(skb, scratch) {
+        return unjudged(FRAGMENT);
+    }
+    let packet = scratch.packet();
+    match packet.kind {
         Kind::Arp | Kind::Neighbour | Kind::Advertisement => NEIGHBOUR,
         // A real router on the pods' link; pods' own never get past from_pod.
         Kind::Router if packet.family == 6 && ends.sender == OUTSIDE && packet.flags & FLAG_FAR == 0 => {
@@ -215,78 +248,47 @@ fn decide<S: Skb>(
         Kind::NotIp => unjudged(NOT_IP),
         Kind::BrokenIp | Kind::Broken => unjudged(MALFORMED),
         Kind::Error if !isolation.judged => NOT_ISOLATED,
-        Kind::Error => {
-            let mut ruling = Ruling::default();
-            // An ICMP error passes with the conversation that it quotes.
-            if icmp_error::quoted(skb, packet, quote) {
-                icmp_error::judge_quoted(quote, &ends, moment, &mut ruling);
-            } else {
-                ruling.reason = MALFORMED;
-            }
-            return Decision { ruling, ends };
-        }
         _ => 0,
-    };
-    if settled != 0 {
-        return Decision::new(settled, ends);
     }
-    let opens = packet.kind == Kind::Open;
-    // Without beginnings every packet may be the first.
-    let loose = packet.kind == Kind::Loose || packet.kind == Kind::Router;
-    if !opens && (loose || isolation.replies) {
-        match look_up(packet, u32::from(packet.flags), &mut ends, moment) {
-            Lookup::Known => return remembered(skb, packet, Decision::new(KNOWN_FLOW, ends)),
-            Lookup::Revoked => return Decision::new(REVOKED, ends),
-            Lookup::Unknown => {}
-        }
-    }
-    let mut ruling = Ruling::default();
-    judge(packet, false, &ends, moment.flags, &mut ruling);
-    if is_drop(ruling.reason) {
-        if packet.kind == Kind::Mid && packet.proto == TCP && adopted(packet, &ends, &ruling, moment) {
-            return Decision::new(ADOPTED, ends);
-        }
-        return Decision { ruling, ends };
-    }
-    if loose || (opens && isolation.replies) {
-        flows::record(packet, &ends, moment);
-    }
-    if ruling.ruleset == RULESET_NONE {
-        ruling.reason = NOT_ISOLATED;
-    }
-    remembered(skb, packet, Decision { ruling, ends })
 }
 
 /// Later fragments pass with their first.
 #[inline(always)]
-fn remembered<S: Skb>(skb: &S, packet: &Packet, decision: Decision) -> Decision {
-    if packet.first != 0 {
-        fragments::remember(skb, packet);
+fn remembered<S: Skb>(skb: &S, scratch: &Scratch, decision: Decision) -> Decision {
+    if scratch.packet().first != 0 {
+        fragments::remember(skb, scratch);
     }
     decision
 }
 
 /// In the first moments of a pod's isolation its live connections have no entry yet: a segment in
-/// mid-stream passes, and is recorded, if the connection could have been opened from the other side.
+/// mid-stream passes, and is recorded, if the connection could have been opened from the other side. `reason`: of its denial.
+#[inline(always)]
+fn adopted(_scratch: &mut Scratch, reason: u8, ends: Ends, moment: &Moment) -> bool {
+    netpol_adopted(reason.into(), ends.sender, ends.receiver, moment.epoch, moment.flags) != 0
+}
+
+/// [`adopted`], verified on its own.
+#[cfg_attr(target_arch = "bpf", unsafe(no_mangle))]
 #[inline(never)]
-fn adopted(packet: &Packet, ends: &Ends, ruling: &Ruling, moment: &Moment) -> bool {
-    let isolated = if ruling.reason == DENIED_INGRESS {
-        ends.receiver
+extern "C" fn netpol_adopted(reason: u32, sender: u32, receiver: u32, epoch: u32, flags: u64) -> u32 {
+    let ends = Ends { sender, receiver };
+    let isolated = if reason == u32::from(DENIED_INGRESS) {
+        receiver
     } else {
-        ends.sender
+        sender
     };
-    let Some(until) = maps::pod(isolated).map(|pod: &Pod| pod.adopt_until) else {
-        return false;
+    let (Some(pod), Some(mut scratch)) = (maps::pod(isolated), Scratch::get()) else {
+        return 0;
     };
-    if maps::jiffies() > until {
-        return false;
+    if maps::jiffies() > pod.adopt_until {
+        return 0;
     }
-    let opened = ends.reversed();
-    let mut ruling = Ruling::default();
-    judge(packet, true, &opened, moment.flags, &mut ruling);
-    if is_drop(ruling.reason) {
-        return false;
+    let (denied, opened) = (scratch.ruling(), ends.reversed());
+    if is_drop(judge(&mut scratch, course::REVERSED, opened, flags)) {
+        scratch.set_ruling(denied);
+        return 0;
     }
-    flows::adopt(packet, &opened, moment);
-    true
+    flows::adopt(scratch.packet(), opened, epoch);
+    1
 }

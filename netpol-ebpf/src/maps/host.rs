@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
+    ptr::NonNull,
 };
 
 use netpol_common::{
@@ -12,7 +13,7 @@ use netpol_common::{
     tables::{Cell, CellKey, PortsChunk, PortsKey},
 };
 
-use crate::packet::Packet;
+use crate::scratch::Slots;
 
 /// Everything the programs read and write.
 #[derive(Default)]
@@ -59,10 +60,9 @@ pub fn world<T>(body: impl FnOnce(&mut World) -> T) -> T {
 
 /// See `kernel::scratch`. One a thread, as in the kernel one a CPU.
 #[must_use]
-pub fn scratch() -> Option<&'static mut [Packet; 2]> {
-    thread_local!(static SCRATCH: *mut [Packet; 2] = Box::leak(Box::default()));
-    // SAFETY: this thread's own value, never freed, and borrowed once a run: a hook does not call another.
-    SCRATCH.with(|slots| Some(unsafe { &mut **slots }))
+pub fn scratch() -> Option<NonNull<Slots>> {
+    thread_local!(static SCRATCH: NonNull<Slots> = NonNull::from(Box::leak(Box::default())));
+    Some(SCRATCH.with(|slots| *slots))
 }
 
 /// See `kernel::jiffies`.

@@ -1,5 +1,7 @@
 //! The kernel's maps.
 
+use core::ptr::NonNull;
+
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     helpers::generated::bpf_jiffies64,
@@ -14,7 +16,7 @@ use netpol_common::{
 };
 
 use super::capacity;
-use crate::packet::Packet;
+use crate::scratch::Slots;
 
 #[map(name = "state")]
 static STATE: Array<u64> = Array::with_max_entries(pod::state::WORDS, BPF_F_MMAPABLE);
@@ -65,17 +67,15 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENTS, 0);
 #[map(name = "event_budget")]
 static EVENT_BUDGET: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
 
-/// Where this run's packet is parsed to, and what an ICMP error quotes. A run can not be interrupted by another on its CPU
-/// (TC hooks run with bottom halves disabled).
+/// What a run works on. It can not be interrupted by another on its CPU (TC hooks run with bottom halves disabled).
 #[map(name = "scratch")]
-static SCRATCH: PerCpuArray<[Packet; 2]> = PerCpuArray::with_max_entries(1, 0);
+static SCRATCH: PerCpuArray<Slots> = PerCpuArray::with_max_entries(1, 0);
 
-/// This CPU's scratch: the packet, and what it quotes.
+/// This CPU's slots.
 #[inline(always)]
 #[must_use]
-pub fn scratch() -> Option<&'static mut [Packet; 2]> {
-    // SAFETY: this CPU's own value, borrowed once a run.
-    SCRATCH.get_ptr_mut(0).map(|slots| unsafe { &mut *slots })
+pub fn scratch() -> Option<NonNull<Slots>> {
+    SCRATCH.get_ptr_mut(0).and_then(NonNull::new)
 }
 
 /// The kernel's `jiffies64`.

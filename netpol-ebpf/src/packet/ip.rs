@@ -15,26 +15,40 @@ const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION: u8 = 60;
 
-/// Parses the IP header at `offset` and what follows. `QUOTED`: within an ICMP error, where the payload
+/// Parses the IP header at `packet.l4` and what follows. `QUOTED`: within an ICMP error, where the payload
 /// ends after 8 bytes of transport header and lengths speak of the original packet.
+///
+/// The place comes in `packet`, so that to the verifier it is any place, not one path for each number of VLAN tags.
 #[inline(always)]
-pub fn parse_ip<S: Skb, const QUOTED: bool>(skb: &S, offset: u32, family: u8, packet: &mut Packet) {
+pub fn parse_ip<S: Skb, const QUOTED: bool>(skb: &S, family: u8, packet: &mut Packet) {
     packet.kind = Kind::BrokenIp;
-    if family == 4 {
-        ipv4::<S, QUOTED>(skb, offset, packet);
+    let offset = packet.l4;
+    let found = if family == 4 {
+        ipv4(skb, offset, packet)
     } else {
-        ipv6::<S, QUOTED>(skb, offset, packet);
+        ipv6(skb, offset, packet)
+    };
+    if let Some(Payload { length, hops }) = found {
+        transport::parse::<S, QUOTED>(skb, packet, length, hops);
     }
 }
 
+/// What the transport header needs of the IP header.
+struct Payload {
+    /// Bytes after the IP headers by their account.
+    length: u32,
+    /// Time to live, or hop limit.
+    hops: u8,
+}
+
 #[inline(always)]
-fn ipv4<S: Skb, const QUOTED: bool>(skb: &S, offset: u32, packet: &mut Packet) {
-    let Some(ip) = skb.load::<20>(offset) else { return };
+fn ipv4<S: Skb>(skb: &S, offset: u32, packet: &mut Packet) -> Option<Payload> {
+    let ip = skb.load::<20>(offset)?;
     let header = u32::from(ip[0] & 0xf) * 4;
     let total = u32::from(u16::from_be_bytes([ip[2], ip[3]]));
     // A total length of 0 is a GSO packet of more than 64 KiB.
     if ip[0] >> 4 != 4 || header < 20 || (total != 0 && total < header) {
-        return;
+        return None;
     }
     packet.family = 4;
     packet.proto = ip[9];
@@ -42,17 +56,19 @@ fn ipv4<S: Skb, const QUOTED: bool>(skb: &S, offset: u32, packet: &mut Packet) {
     packet.dst[0] = u32::from_ne_bytes([ip[16], ip[17], ip[18], ip[19]]);
     packet.l4 = offset + header;
     let fragment = u16::from_be_bytes([ip[6], ip[7]]);
-    let payload = if total == 0 { u32::MAX } else { total - header };
     if fragment & 0x1fff != 0 {
         packet.id = u32::from(u16::from_ne_bytes([ip[4], ip[5]]));
         later(packet, u32::from(fragment & 0x1fff) * 8);
-        return;
+        return None;
     }
     if fragment & 0x2000 != 0 {
         packet.id = u32::from(u16::from_ne_bytes([ip[4], ip[5]]));
         packet.first = 1;
     }
-    transport::parse::<S, QUOTED>(skb, packet, payload, ip[8]);
+    Some(Payload {
+        length: if total == 0 { u32::MAX } else { total - header },
+        hops: ip[8],
+    })
 }
 
 /// A fragment that begins within the transport header could overwrite the ports of the first
@@ -63,10 +79,10 @@ fn later(packet: &mut Packet, at: u32) {
 }
 
 #[inline(always)]
-fn ipv6<S: Skb, const QUOTED: bool>(skb: &S, offset: u32, packet: &mut Packet) {
-    let Some(ip) = skb.load::<40>(offset) else { return };
+fn ipv6<S: Skb>(skb: &S, offset: u32, packet: &mut Packet) -> Option<Payload> {
+    let ip = skb.load::<40>(offset)?;
     if ip[0] >> 4 != 6 {
-        return;
+        return None;
     }
     packet.family = 6;
     packet.src = address(&ip, 8);
@@ -84,14 +100,17 @@ fn ipv6<S: Skb, const QUOTED: bool>(skb: &S, offset: u32, packet: &mut Packet) {
     let mut extensions = 0;
     while is_extension(packet.proto) {
         if extensions == MAX_EXTENSIONS || !extension(skb, packet) || packet.l4 > end {
-            return;
+            return None;
         }
         if packet.kind == Kind::Later {
-            return;
+            return None;
         }
         extensions += 1;
     }
-    transport::parse::<S, QUOTED>(skb, packet, end - packet.l4, ip[7]);
+    Some(Payload {
+        length: end - packet.l4,
+        hops: ip[7],
+    })
 }
 
 #[inline(always)]

@@ -111,41 +111,41 @@ pub fn parse<S: Skb>(skb: &S, packet: &mut Packet) {
 #[inline(never)]
 fn parse_linear<S: Skb>(skb: &S, packet: &mut Packet) {
     packet.clear();
-    if skb.is_bare() {
-        return match skb.protocol() {
-            ETH_P_IP => parse_ip::<S, false>(skb, 0, 4, packet),
-            ETH_P_IPV6 => parse_ip::<S, false>(skb, 0, 6, packet),
-            _ => {}
-        };
-    }
-    let Some(eth) = skb.load::<14>(0) else {
+    let Some(kind) = link(skb, packet) else {
         packet.kind = Kind::BrokenIp;
         return;
     };
-    let mut kind = u16::from_be_bytes([eth[12], eth[13]]);
-    let mut offset = ETH_LEN;
-    // At most two tags in the frame: the outermost is usually in the buffer's metadata already.
-    let mut tags = 0;
-    while tags < 2 && (kind == ETH_P_8021Q || kind == ETH_P_8021AD) {
-        let Some(tag) = skb.load::<4>(offset) else {
-            packet.kind = Kind::BrokenIp;
-            return;
-        };
-        kind = u16::from_be_bytes([tag[2], tag[3]]);
-        offset += 4;
-        tags += 1;
-    }
     match kind {
-        ETH_P_IP => parse_ip::<S, false>(skb, offset, 4, packet),
-        ETH_P_IPV6 => parse_ip::<S, false>(skb, offset, 6, packet),
-        ETH_P_ARP => parse_arp(skb, offset, packet),
+        ETH_P_IP => parse_ip::<S, false>(skb, 4, packet),
+        ETH_P_IPV6 => parse_ip::<S, false>(skb, 6, packet),
+        ETH_P_ARP if !skb.is_bare() => parse_arp(skb, packet),
         _ => {}
     }
 }
 
+/// The type of what follows the link layer header, and in `packet.l4` where that begins.
 #[inline(always)]
-fn parse_arp<S: Skb>(skb: &S, offset: u32, packet: &mut Packet) {
-    let Some(arp) = skb.load::<28>(offset) else {
+fn link<S: Skb>(skb: &S, packet: &mut Packet) -> Option<u16> {
+    if skb.is_bare() {
+        return Some(skb.protocol());
+    }
+    let eth = skb.load::<14>(0)?;
+    let mut kind = u16::from_be_bytes([eth[12], eth[13]]);
+    packet.l4 = ETH_LEN;
+    // At most two tags in the frame: the outermost is usually in the buffer's metadata already.
+    let mut tags = 0;
+    while tags < 2 && (kind == ETH_P_8021Q || kind == ETH_P_8021AD) {
+        let tag = skb.load::<4>(packet.l4)?;
+        kind = u16::from_be_bytes([tag[2], tag[3]]);
+        packet.l4 += 4;
+        tags += 1;
+    }
+    Some(kind)
+}
+
+#[inline(always)]
+fn parse_arp<S: Skb>(skb: &S, packet: &mut Packet) {
+    let Some(arp) = skb.load::<28>(packet.l4) else {
         packet.kind = Kind::BrokenIp;
         return;
     };
