@@ -2,7 +2,7 @@
 //!
 //! Two versions that number a map alike share it while one takes over from the other; the same shape alone proves nothing. Two
 //! things must hold in every version: `state` is an array of 64-bit words of which `pod::state::EPOCH` is the epoch, and
-//! a pod keeps its index.
+//! a pod keeps its index. The numbers count from the first release on: what changes before it moves none.
 
 use crate::event::maps;
 

@@ -2,13 +2,13 @@
 
 use netpol_common::{
     pod::{POD_EXEMPT, Pod},
-    proto::UDP,
+    proto::{ICMP, ICMPV6, SCTP, TCP, UDP},
     reason::{MALFORMED, ROUTER_MESSAGE, SPOOFED, SPOOFED_NEIGHBOUR, TUNNEL},
 };
 
 use crate::{
     maps,
-    packet::{Kind, Packet},
+    packet::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, Kind, Packet, is_extension},
     skb::Skb,
 };
 
@@ -72,17 +72,34 @@ fn advertised<S: Skb>(skb: &S, packet: &Packet, pod: &Pod, index: u32) -> u8 {
     }
 }
 
-/// Whether the node's own tunnel devices would take this packet for one of theirs: what a pod puts inside
-/// would come out with any source.
+/// Whether the node's own tunnel devices would take this packet for one of theirs, or another node's with the same set-up: what
+/// a pod puts inside would come out with any source. Behind more extension headers than are walked may be anything.
 #[inline(always)]
-fn to_tunnel(packet: &Packet) -> bool {
+pub(super) fn to_tunnel(packet: &Packet) -> bool {
+    let hidden = packet.family == 6 && packet.kind == Kind::Broken && is_extension(packet.proto);
     let key = match packet.proto {
         UDP => u32::from(UDP) << 16 | u32::from(u16::from_be(packet.dport)),
         IPIP | IPV6_IN_IP | GRE => u32::from(packet.proto) << 16,
+        _ if hidden => 0,
         _ => return false,
     };
     maps::config().is_some_and(|config| {
         let [a, b, c, d, e, f, g, h] = config.tunnels;
+        if hidden {
+            return a != 0;
+        }
         key == a || key == b || key == c || key == d || key == e || key == f || key == g || key == h
     })
+}
+
+/// Whether [`to_tunnel`] has to be asked, by the protocol alone.
+#[inline(always)]
+pub(super) fn may_be_tunnel<S: Skb>(skb: &S) -> bool {
+    let at = if skb.is_bare() { 0 } else { ETH_LEN };
+    let proto = match skb.protocol() {
+        ETH_P_IP => skb.load::<1>(at + 9),
+        ETH_P_IPV6 => skb.load::<1>(at + 6),
+        _ => None,
+    };
+    !matches!(proto, Some([ICMP | TCP | ICMPV6 | SCTP]))
 }

@@ -74,13 +74,11 @@ extern "C" fn netpol_complete_fragment(ifindex: u32) -> u32 {
     packet.dport = first.dport;
     packet.proto = first.proto as u8;
     // Never the beginning of a conversation, except where there are no beginnings.
-    packet.kind = if has_ports(packet.proto) && packet.proto != UDP
-        || packet.proto == ICMP
-        || packet.proto == ICMPV6
-    {
-        Kind::Mid
-    } else {
-        Kind::Loose
-    };
+    packet.kind =
+        if has_ports(packet.proto) && packet.proto != UDP || packet.proto == ICMP || packet.proto == ICMPV6 {
+            Kind::Mid
+        } else {
+            Kind::Loose
+        };
     1
 }

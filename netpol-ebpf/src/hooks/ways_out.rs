@@ -4,18 +4,21 @@ use netpol_common::{
     event::hook::{SETTLE, TO_POD},
     mark::{self, Mark, OUTSIDE},
     pod::{
-        BARE_INDEX, BRIDGE_INDEX, OUTSIDE_INDEX,
+        BARE_INDEX, BRIDGE_INDEX, OUTSIDE_INDEX, POD_EXEMPT,
         state::{FLAG_ANY_ISOLATED, FLAG_POLICE_NODE, FLAG_UNKNOWN_PASS},
     },
     proto::TCP,
     reason::{
         ADOPTED, DENIED_INGRESS, FRAGMENT, ITSELF, KNOWN_FLOW, LOST_MARK, MALFORMED, MISDIRECTED, NEIGHBOUR,
-        NODE, NOT_IP, NOT_ISOLATED, NOT_OURS, REPLY, REVOKED, UNKNOWN_POD, is_drop,
+        NODE, NOT_IP, NOT_ISOLATED, NOT_OURS, REPLY, REVOKED, TUNNEL, UNKNOWN_POD, is_drop,
     },
     tables::RULESET_NONE,
 };
 
-use super::{fragments, note_link, unknown_pod};
+use super::{
+    forbidden::{may_be_tunnel, to_tunnel},
+    fragments, note_link, unknown_pod,
+};
 use crate::{
     flows::{self, Lookup, Moment, course, look_up},
     icmp_error,
@@ -107,7 +110,15 @@ fn pod_receives<S: Skb>(skb: &S, moment: &Moment) -> Decision {
     let Some(sender) = sender_rulesets(ends.sender, flags) else {
         return Decision::unread(UNKNOWN_POD, ends);
     };
-    decide(skb, ends, Isolation::of(sender, rulesets(pod)), moment)
+    let isolation = Isolation::of(sender, rulesets(pod));
+    if isolation.none() {
+        return Decision::unread(NOT_ISOLATED, ends);
+    }
+    let Some(mut scratch) = Scratch::get() else {
+        return Decision::unread(MALFORMED, ends);
+    };
+    parse(skb, scratch.packet_mut());
+    decide(skb, &mut scratch, ends, isolation, moment)
 }
 
 /// A packet leaves by an outside device; true = drop it.
@@ -151,7 +162,19 @@ fn outside_receives<S: Skb>(skb: &mut S, moment: &Moment) -> Decision {
     let Some(sender) = sender_rulesets(ends.sender, flags) else {
         return Decision::unread(UNKNOWN_POD, ends);
     };
-    decide(skb, ends, Isolation::of(sender, 0), moment)
+    let isolation = Isolation::of(sender, 0);
+    if isolation.none() && !may_be_tunnel(skb) {
+        return Decision::unread(NOT_ISOLATED, ends);
+    }
+    let Some(mut scratch) = Scratch::get() else {
+        return Decision::unread(MALFORMED, ends);
+    };
+    parse(skb, scratch.packet_mut());
+    // Asked at the way in, too; but NAT may have led it to another port, and to another node's tunnel.
+    if to_tunnel(scratch.packet()) && maps::pod(ends.sender).is_none_or(|pod| pod.flags & POD_EXEMPT == 0) {
+        return Decision::of_packet(TUNNEL, ends);
+    }
+    decide(skb, &mut scratch, ends, isolation, moment)
 }
 
 /// The sender's rulesets; `None` where that pod has gone since its packet came in and nobody knows its rules any more.
@@ -178,17 +201,19 @@ fn origin<S: Skb>(skb: &S, said: u32) -> u32 {
     }
 }
 
-/// The verdict about a packet between two ends.
+/// The verdict about the packet in the scratch, between two ends.
 #[inline(always)]
-fn decide<S: Skb>(skb: &S, mut ends: Ends, isolation: Isolation, moment: &Moment) -> Decision {
+fn decide<S: Skb>(
+    skb: &S,
+    scratch: &mut Scratch,
+    mut ends: Ends,
+    isolation: Isolation,
+    moment: &Moment,
+) -> Decision {
     if isolation.none() {
-        return Decision::unread(NOT_ISOLATED, ends);
+        return Decision::of_packet(NOT_ISOLATED, ends);
     }
-    let Some(mut scratch) = Scratch::get() else {
-        return Decision::unread(MALFORMED, ends);
-    };
-    parse(skb, scratch.packet_mut());
-    let settled = undisputed(skb, &mut scratch, &ends, isolation);
+    let settled = undisputed(skb, scratch, &ends, isolation);
     if settled != 0 {
         return Decision::of_packet(settled, ends);
     }
@@ -196,8 +221,8 @@ fn decide<S: Skb>(skb: &S, mut ends: Ends, isolation: Isolation, moment: &Moment
     let (kind, is_tcp, how) = (packet.kind, packet.proto == TCP, u32::from(packet.flags));
     if kind == Kind::Error {
         // An ICMP error passes with the conversation that it quotes.
-        return if icmp_error::quoted(skb, &mut scratch) {
-            let reason = icmp_error::judge_quoted(&mut scratch, ends, moment);
+        return if icmp_error::quoted(skb, scratch) {
+            let reason = icmp_error::judge_quoted(scratch, ends, moment);
             Decision::by_rules(reason, ends)
         } else {
             Decision::of_packet(MALFORMED, ends)
@@ -207,28 +232,28 @@ fn decide<S: Skb>(skb: &S, mut ends: Ends, isolation: Isolation, moment: &Moment
     // Without beginnings every packet may be the first.
     let loose = kind == Kind::Loose || kind == Kind::Router;
     if !opens && (loose || isolation.replies) {
-        match look_up(&mut scratch, how, &mut ends, moment) {
-            Lookup::Known => return remembered(skb, &scratch, Decision::of_packet(KNOWN_FLOW, ends)),
+        match look_up(scratch, how, &mut ends, moment) {
+            Lookup::Known => return remembered(skb, scratch, Decision::of_packet(KNOWN_FLOW, ends)),
             Lookup::Revoked => return Decision::of_packet(REVOKED, ends),
             Lookup::Unknown => {}
         }
     }
-    let reason = judge(&mut scratch, 0, ends, moment.flags);
+    let reason = judge(scratch, 0, ends, moment.flags);
     if is_drop(reason) {
-        if kind == Kind::Mid && is_tcp && adopted(&mut scratch, reason, ends, moment) {
+        if kind == Kind::Mid && is_tcp && adopted(scratch, reason, ends, moment) {
             return Decision::of_packet(ADOPTED, ends);
         }
         return Decision::by_rules(reason, ends);
     }
-    if loose || (opens && isolation.replies) {
-        flows::record(&mut scratch, ends, moment);
+    if (loose || (opens && isolation.replies)) && !scratch.packet().is_to_many() {
+        flows::record(scratch, ends, moment);
     }
     let decision = if scratch.ruling().ruleset == RULESET_NONE {
         Decision::of_packet(NOT_ISOLATED, ends)
     } else {
         Decision::by_rules(reason, ends)
     };
-    remembered(skb, &scratch, decision)
+    remembered(skb, scratch, decision)
 }
 
 /// What needs no rules: the reason, or 0. Completes a later fragment.
@@ -265,7 +290,13 @@ fn remembered<S: Skb>(skb: &S, scratch: &Scratch, decision: Decision) -> Decisio
 /// mid-stream passes, and is recorded, if the connection could have been opened from the other side. `reason`: of its denial.
 #[inline(always)]
 fn adopted(_scratch: &mut Scratch, reason: u8, ends: Ends, moment: &Moment) -> bool {
-    netpol_adopted(reason.into(), ends.sender, ends.receiver, moment.epoch, moment.flags) != 0
+    netpol_adopted(
+        reason.into(),
+        ends.sender,
+        ends.receiver,
+        moment.epoch,
+        moment.flags,
+    ) != 0
 }
 
 /// [`adopted`], verified on its own.

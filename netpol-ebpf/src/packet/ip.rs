@@ -18,7 +18,7 @@ const DESTINATION: u8 = 60;
 /// Parses the IP header at `packet.l4` and what follows. `QUOTED`: within an ICMP error, where the payload
 /// ends after 8 bytes of transport header and lengths speak of the original packet.
 ///
-/// The place comes in `packet`, so that to the verifier it is any place, not one path for each number of VLAN tags.
+/// The place comes in `packet`: one copy of the code serves every link layer.
 #[inline(always)]
 pub fn parse_ip<S: Skb, const QUOTED: bool>(skb: &S, family: u8, packet: &mut Packet) {
     packet.kind = Kind::BrokenIp;
@@ -114,7 +114,7 @@ fn ipv6<S: Skb>(skb: &S, offset: u32, packet: &mut Packet) -> Option<Payload> {
 }
 
 #[inline(always)]
-fn is_extension(next: u8) -> bool {
+pub(crate) fn is_extension(next: u8) -> bool {
     matches!(
         next,
         HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION

@@ -3,14 +3,15 @@
 mod ip;
 mod transport;
 
+pub(crate) use ip::is_extension;
 pub use ip::parse_ip;
 
 use crate::skb::Skb;
 
 /// Bytes of the Ethernet header.
 pub const ETH_LEN: u32 = 14;
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
+pub(crate) const ETH_P_IP: u16 = 0x0800;
+pub(crate) const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_ARP: u16 = 0x0806;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
@@ -87,6 +88,17 @@ const PACKET_WORDS: usize = size_of::<Packet>() / size_of::<u64>();
 const _: () = assert!(size_of::<Packet>() == PACKET_WORDS * size_of::<u64>());
 
 impl Packet {
+    /// Whether it goes to a group, or to everybody: no answer comes from there.
+    #[inline(always)]
+    pub(crate) fn is_to_many(&self) -> bool {
+        let first = u32::from_be(self.dst[0]);
+        if self.family == 4 {
+            first >> 28 == 0xe || first == u32::MAX
+        } else {
+            first >> 24 == 0xff
+        }
+    }
+
     /// Zeroes the packet by words; assigning the default would be a call of a byte-wise `memset` in the kernel.
     #[inline(always)]
     pub(crate) fn clear(&mut self) {

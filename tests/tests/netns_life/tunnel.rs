@@ -141,3 +141,33 @@ fn a_pod_can_not_inject_packets_into_the_tunnel() {
         }
     }
 }
+
+#[test]
+fn a_service_leads_no_pod_to_another_nodes_tunnel() {
+    let pods = [app("near", 1, 10), app("far", 2, 20), app("evil", 1, 12)];
+    let mut cluster = town(2, Options::default(), &pods);
+    overlay(&cluster, 2);
+    cluster.write(&text(&pods, &[ingress("far", &["near"])])).unwrap();
+    cluster.start().unwrap();
+    cluster.node(1).masquerade().unwrap();
+    for v4 in [true, false] {
+        // As somebody may write who may write EndpointSlices.
+        let (front, tunnel) = match v4 {
+            true => ("10.96.0.10:53", "172.18.0.2:8472"),
+            false => ("[fd00:10:96::10]:53", "[fd00:18::2]:8472"),
+        };
+        let [front, tunnel] = [front, tunnel].map(|text| text.parse().unwrap());
+        cluster.node(1).service(front, tunnel).unwrap();
+        let pick = |name: &str| addresses(&cluster, name)[usize::from(!v4)];
+        let inbox = namespace(&cluster, "far").udp((pick("far"), 53).into()).unwrap();
+        inbox.set_read_timeout(Some(SILENCE)).unwrap();
+        let socket = namespace(&cluster, "evil").udp((pick("evil"), 0).into()).unwrap();
+        let before = cluster.node(1).drops();
+        socket
+            .send_to(&injection(pick("near"), pick("far"), 2), front)
+            .unwrap();
+        assert!(inbox.recv(&mut [0; 100]).is_err(), "injected by a Service");
+        let drops = cluster.node(1).drops().since(&before);
+        assert_eq!(drops.of("default/evil", "tunnel-injection"), 1, "{drops:?}");
+    }
+}

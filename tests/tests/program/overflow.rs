@@ -21,6 +21,7 @@ use netpol_tests::{
 };
 
 const SERVERS: &str = "192.0.2.0/24";
+const GROUPS: &str = "224.0.0.0/4";
 const CLIENTS: &str = "198.51.100.0/24";
 const QUIET: &str = "10.0.0.1";
 const NOISY: &str = "10.0.0.2";
@@ -34,7 +35,7 @@ const ESTABLISHED: u16 = 40;
 fn scene() -> Snapshot {
     let everybody = || matching("");
     let out = rule(
-        Peers::Of(vec![block(SERVERS, &[])]),
+        Peers::Of(vec![block(SERVERS, &[]), block(GROUPS, &[])]),
         Ports::Of(vec![tcp_port(443), port(Protocol::Udp, PortSpec::Range(53, 53))]),
     );
     let inwards = rule(
@@ -305,6 +306,22 @@ fn questions_that_are_answered_give_their_place_back_at_once() -> Result<()> {
             ensure!(talk.is_answered(lab)?, "{talk:?}");
         }
         assert_eq!(refused(lab)?, 0);
+        Ok(())
+    })
+}
+
+#[test]
+fn what_goes_to_a_group_takes_no_place_as_nobody_answers_from_there() -> Result<()> {
+    within(|lab| {
+        lab.apply(&scene())?;
+        let noisy = lab.index(&name("default/noisy"));
+        for number in 0..50 {
+            let mut talk = Talk::question(NOISY, number);
+            talk.peer = "224.0.0.251".to_owned();
+            talk.opens(lab)?;
+        }
+        assert_eq!(lab.machine.read::<Quota>(maps::QUOTAS, noisy)?.open, 0);
+        assert_eq!(lab.flows()?, []);
         Ok(())
     })
 }

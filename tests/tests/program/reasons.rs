@@ -8,7 +8,7 @@ use netpol_common::{
     reason::{self as r, is_drop},
 };
 use netpol_tests::{
-    packet::{Arp, Ether, Ip, fragments, nd, tcp},
+    packet::{Arp, Ether, Extension, Ip, fragments, nd, protocol, tcp},
     program::{Hook, Input, Lab, Run, within},
 };
 
@@ -193,6 +193,35 @@ pub(crate) const CASES: &[Case] = &[
                 "free",
                 "outside",
                 &frame(&ip("free", "server").udp(40_000, 8472, &[0; 50])),
+            )
+        },
+    },
+    Case {
+        name: "VXLAN where NAT has led it",
+        reason: r::TUNNEL,
+        run: |lab| {
+            lab.configure(|config| config.tunnels[0] = 17 << 16 | 8472)?;
+            let (from, led) = (
+                index(lab, "free"),
+                ip("free", "server").udp(40_000, 8472, &[0; 50]),
+            );
+            lab.leave(OUTSIDE, &frame(&led), mark::sender(from), lab.device(from))
+        },
+    },
+    Case {
+        name: "behind more extension headers than are walked, where there are tunnels",
+        reason: r::TUNNEL,
+        run: |lab| {
+            lab.configure(|config| config.tunnels[0] = 17 << 16 | 8472)?;
+            let options = Extension::padding(protocol::DESTINATION, 6);
+            let packet = (0..9).fold(Ip::new(&addresses("free")[1], SERVER[1]), |ip, _| {
+                ip.extension(options.clone())
+            });
+            send(
+                lab,
+                "free",
+                "outside",
+                &frame(&packet.udp(40_000, 8472, &[0; 50])),
             )
         },
     },
