@@ -27,6 +27,8 @@ use crate::net::{Namespace, Rig};
 pub const NODE: &str = "node-1";
 /// What each table of flows and fragments holds.
 pub const FLOWS: u32 = 1024;
+/// What each table of peers, cells, ports and drops holds.
+const PEERS: u32 = 4096;
 /// Devices of local pods: as many as the generator of snapshots makes pods, and some.
 const DEVICES: usize = 12;
 /// Long enough for any test, in jiffies of any length.
@@ -53,15 +55,19 @@ static MACHINE: Mutex<Option<Machine>> = Mutex::new(None);
 /// # Errors
 /// Those of loading, and of `work`.
 pub fn within<T: Send>(work: impl FnOnce(&mut Lab<'_>) -> Result<T> + Send) -> Result<T> {
-    // Tables of flows are small: the default ones take long to allocate.
+    // Small tables: large ones take long to allocate (flows), or to walk while they are nearly empty.
     let sizes = [
-        maps::FLOWS4,
-        maps::FLOWS6,
-        maps::OPENING4,
-        maps::OPENING6,
-        maps::FRAGS,
-    ]
-    .map(|map| (map, FLOWS));
+        (maps::FLOWS4, FLOWS),
+        (maps::FLOWS6, FLOWS),
+        (maps::OPENING4, FLOWS),
+        (maps::OPENING6, FLOWS),
+        (maps::FRAGS, FLOWS),
+        (maps::HOSTS4, PEERS),
+        (maps::HOSTS6, PEERS),
+        (maps::CELLS, PEERS),
+        (maps::PORTS, PEERS),
+        (maps::DROPS, PEERS),
+    ];
     let mut machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     if machine.is_none() {
         *machine = Some(Machine::load(&sizes)?);
