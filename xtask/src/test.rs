@@ -28,8 +28,16 @@ pub(crate) struct Args {
     nightly: bool,
 
     /// The tests that other kernels can answer, on Debian's 5.10, 6.1 and 6.12 in an emulator; with layers, these too.
-    #[arg(long)]
-    kernels: bool,
+    /// `choice`: the program tests on each, of those with sockets each on one at least.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "SCOPE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "all"
+    )]
+    kernels: Option<kernels::Scope>,
 
     /// Only tests whose name contains this.
     #[arg(long, value_name = "NAME")]
@@ -128,18 +136,18 @@ impl Count {
 /// The verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let layers = match &*args.layers {
-        [] if args.kernels => &[],
+        [] if args.kernels.is_some() => &[],
         [] => &Layer::ALL[..],
         some => some,
     };
     let kernel = layers.iter().any(|layer| layer.needs_kernel());
     let toolchain = setup::ensure(setup::Need {
         run: kernel,
-        kernels: args.kernels,
+        kernels: args.kernels.is_some(),
         ..setup::Need::BUILD
     })?;
     ebpf::object(&toolchain)?;
-    if kernel || args.kernels {
+    if kernel || args.kernels.is_some() {
         if layers.contains(&Layer::Netns) {
             build::next_agent(&toolchain)?;
         }
@@ -149,8 +157,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for layer in layers {
         sum += run_layer(*layer, args)?;
     }
-    if args.kernels {
-        sum += kernels::all(&toolchain)?;
+    if let Some(scope) = args.kernels {
+        sum += kernels::each(&toolchain, scope)?;
     }
     println!("{sum}");
     if sum.passed + sum.failed == 0 {

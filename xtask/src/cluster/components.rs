@@ -247,6 +247,9 @@ fn go_command(go: &Go, cgo: &str) -> Command {
     command
         .env("CGO_ENABLED", cgo)
         .env("GOFLAGS", GOFLAGS)
+        // The compiler's garbage is rarely worth collecting: 15 % less processor time, for at most so much memory a package.
+        .env("GOGC", "600")
+        .env("GOMEMLIMIT", "2GiB")
         .env("GOTOOLCHAIN", "local")
         .env("GOWORK", "off")
         .env_remove("GOROOT");

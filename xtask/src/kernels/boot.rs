@@ -38,7 +38,7 @@ impl Drop for Guest {
     }
 }
 
-/// Boots `image` with `initrd` and listens until the guest says that it is done, dies or is late.
+/// Boots `image` with `initrd`, has it run `jobs` in their order there, and listens until the guest says that it is done, dies or is late.
 /// `progress` is called after each job. The first serial line goes to the file `console`.
 ///
 /// # Errors
@@ -47,18 +47,19 @@ pub(super) fn boot(
     image: &Path,
     initrd: &Path,
     console: &Path,
+    jobs: &[&str],
     limits: Limits,
     mut progress: impl FnMut(&Report),
 ) -> Result<(Report, Option<String>)> {
     let _ = fs::remove_file(console);
-    let mut guest = start(image, initrd, console)?;
+    let mut guest = start(image, initrd, console, jobs)?;
     let lines = lines(&mut guest.0)?;
     let mut report = Report::default();
     let mut deadline = Instant::now() + BOOT;
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {
-                let jobs = report.jobs.len();
+                let begun = report.jobs.len();
                 let ended = report.line(&line);
                 if report.done {
                     return Ok((report, None));
@@ -67,7 +68,7 @@ pub(super) fn boot(
                     progress(&report);
                 }
                 // Each job has its own time, whatever it prints.
-                if ended || report.jobs.len() > jobs {
+                if ended || report.jobs.len() > begun {
                     deadline = Instant::now() + limits.job;
                 }
             }
@@ -88,7 +89,7 @@ pub(super) fn boot(
     }
 }
 
-fn start(image: &Path, initrd: &Path, console: &Path) -> Result<Guest> {
+fn start(image: &Path, initrd: &Path, console: &Path, jobs: &[&str]) -> Result<Guest> {
     // setpriv has the kernel end the emulator when this process dies, even by SIGKILL.
     let child = Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"])
@@ -111,10 +112,11 @@ fn start(image: &Path, initrd: &Path, console: &Path) -> Result<Guest> {
         .arg(image)
         .arg("-initrd")
         .arg(initrd)
-        .args([
-            "-append",
-            "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on mitigations=off",
-        ])
+        .arg("-append")
+        .arg(format!(
+            "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on mitigations=off netpol.jobs={}",
+            jobs.join(",")
+        ))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())

@@ -22,6 +22,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+pub(crate) use self::suite::Scope;
 use self::{boot::Limits, fetch::Tree, report::Report};
 use crate::{
     build, ebpf, setup,
@@ -73,6 +74,8 @@ struct Job {
     name: String,
     /// For the guest's shell; test binaries are in `/tests`.
     script: String,
+    /// The kernels of [`Scope::Choice`].
+    choice: &'static [&'static str],
 }
 
 /// `cargo xtask kernels`
@@ -115,8 +118,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             &toolchain,
             &KERNELS.iter().collect::<Vec<_>>(),
             args.job.as_deref(),
+            Scope::All,
         ),
-        only => test(&toolchain, only, args.job.as_deref()),
+        only => test(&toolchain, only, args.job.as_deref(), Scope::All),
     }?;
     println!("{sum}");
     Ok(if sum.failed == 0 {
@@ -136,15 +140,15 @@ pub(crate) fn obstacle() -> Option<String> {
     })
 }
 
-/// Runs the tests on every kernel, with the object and the debug agent that are there.
+/// Runs the tests of `scope` on the kernels, with the object and the debug agent that are there.
 ///
 /// # Errors
 /// A kernel can't be fetched. A guest that dies, or a test that fails, is counted.
-pub(crate) fn all(toolchain: &Toolchain) -> Result<Count> {
-    test(toolchain, &KERNELS.iter().collect::<Vec<_>>(), None)
+pub(crate) fn each(toolchain: &Toolchain, scope: Scope) -> Result<Count> {
+    test(toolchain, &KERNELS.iter().collect::<Vec<_>>(), None, scope)
 }
 
-fn test(toolchain: &Toolchain, kernels: &[&Kernel], job: Option<&str>) -> Result<Count> {
+fn test(toolchain: &Toolchain, kernels: &[&Kernel], job: Option<&str>, scope: Scope) -> Result<Count> {
     let objects = vec![
         root().join("target/bpf/netpol.o"),
         ebpf::object_for_old_test_runs(toolchain)?,
@@ -158,24 +162,27 @@ fn test(toolchain: &Toolchain, kernels: &[&Kernel], job: Option<&str>) -> Result
         .iter()
         .map(|kernel| Bootable::prepare(&cache, kernel, &programs))
         .collect::<Result<Vec<_>>>()?;
-    side_by_side(&machines, &suite.jobs)
+    let guests: Vec<_> = machines
+        .iter()
+        .zip(kernels)
+        .map(|(machine, kernel)| (machine, suite.jobs_on(kernel.version, scope)))
+        .collect();
+    side_by_side(&guests)
 }
 
 /// Boots as many at a time as this machine has room for.
-fn side_by_side(machines: &[Bootable], jobs: &[Job]) -> Result<Count> {
-    let waiting = Mutex::new(machines.iter());
+fn side_by_side(guests: &[(&Bootable, Vec<&Job>)]) -> Result<Count> {
+    let waiting = Mutex::new(guests.iter());
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = || -> Result<Count> {
         let mut sum = Count::default();
-        while let Some(machine) = next() {
+        while let Some((machine, jobs)) = next() {
             sum += machine.run(jobs)?;
         }
         Ok(sum)
     };
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..room().min(machines.len()))
-            .map(|_| scope.spawn(work))
-            .collect();
+        let workers: Vec<_> = (0..room().min(guests.len())).map(|_| scope.spawn(work)).collect();
         let mut sum = Count::default();
         for worker in workers {
             sum += worker.join().unwrap_or_else(|panic| resume_unwind(panic))?;
@@ -230,16 +237,24 @@ impl Bootable {
     }
 
     /// Boots it, runs `jobs`, and shows what failed.
-    fn run(&self, jobs: &[Job]) -> Result<Count> {
+    fn run(&self, jobs: &[&Job]) -> Result<Count> {
         let Self { name, console, .. } = self;
         say(name, &format!("booting {}", self.tree.release));
         let limits = Limits { job: JOB };
-        let (report, late) = boot::boot(&self.tree.image, &self.initrd, console, limits, |report| {
-            if let Some(job) = report.jobs.last() {
-                let what = format!("{name}, {}", job.name);
-                report_tests(&what, job.result(), job.took, &job.output);
-            }
-        })?;
+        let names: Vec<_> = jobs.iter().map(|job| &*job.name).collect();
+        let (report, late) = boot::boot(
+            &self.tree.image,
+            &self.initrd,
+            console,
+            &names,
+            limits,
+            |report| {
+                if let Some(job) = report.jobs.last() {
+                    let what = format!("{name}, {}", job.name);
+                    report_tests(&what, job.result(), job.took, &job.output);
+                }
+            },
+        )?;
         let mut count = report.count();
         let ended = report.jobs.iter().filter(|job| job.status.is_some()).count();
         if late.is_some() || ended < jobs.len() {

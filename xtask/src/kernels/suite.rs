@@ -18,33 +18,57 @@ struct Target {
     before: &'static str,
     /// For the harness.
     arguments: &'static str,
+    /// The kernels of [`Scope::Choice`].
+    choice: &'static [&'static str],
 }
 
-const fn target(name: &'static str, arguments: &'static str) -> Target {
+const fn target(name: &'static str, arguments: &'static str, choice: &'static [&'static str]) -> Target {
     Target {
         name,
         before: "",
         arguments,
+        choice,
     }
 }
+
+/// Which tests run on which kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Scope {
+    /// All tests on all kernels.
+    All,
+    /// The program tests on all kernels; of those with sockets each on one kernel at least.
+    Choice,
+}
+
+/// The floor, which attaches filters and has the poorest verifier.
+const FLOOR: &str = "5.10";
+/// What Debian 12 has.
+const LONG_TERM: &str = "6.1";
+/// The first with TCX.
+const TCX: &str = "6.12";
+const EVERYWHERE: &[&str] = &[FLOOR, LONG_TERM, TCX];
 
 /// In the order in which they run. Everything is slower there, so of what this machine's kernel answers as well
 /// only a choice runs.
 const TARGETS: &[Target] = &[
-    target("program_load", "--nocapture"),
+    target("program_load", "--nocapture", EVERYWHERE),
     Target {
         before: OLD_TEST_RUN,
-        ..target("program", "")
+        ..target("program", "", EVERYWHERE)
     },
-    target("netns_rig", ""),
-    target("netns_sctp", ""),
-    target("netns_ipvs", ""),
+    target("netns_rig", "", EVERYWHERE),
+    target("netns_sctp", "", &[FLOOR]),
+    target("netns_ipvs", "", &[LONG_TERM]),
     Target {
         before: "export NETPOL_MAY_SET_CLOCK=1\n",
-        ..target("netns_clock", "")
+        ..target("netns_clock", "", &[TCX])
     },
-    target("netns_uplinks", ""),
-    target("netns_examples", "--test-threads 1 --exact three_tier db_policy"),
+    target("netns_uplinks", "", &[TCX]),
+    target(
+        "netns_examples",
+        "--test-threads 1 --exact three_tier db_policy",
+        &[FLOOR, TCX],
+    ),
 ];
 
 /// Random cases of a property in the guest (flows; the tests divide by how many there are in a snapshot).
@@ -61,6 +85,16 @@ pub(super) struct Suite {
     pub(super) examples: PathBuf,
     /// In order.
     pub(super) jobs: Vec<Job>,
+}
+
+impl Suite {
+    /// What runs on the kernel of this version.
+    pub(super) fn jobs_on(&self, version: &str, scope: Scope) -> Vec<&Job> {
+        self.jobs
+            .iter()
+            .filter(|job| scope == Scope::All || job.choice.contains(&version))
+            .collect()
+    }
 }
 
 /// How many times longer than usual a test waits before it calls something missing.
@@ -118,6 +152,7 @@ pub(super) fn build(objects: Vec<PathBuf>, job: Option<&str>) -> Result<Suite> {
         name,
         before,
         arguments,
+        choice,
     } in targets()
     {
         let binary = built
@@ -130,6 +165,7 @@ pub(super) fn build(objects: Vec<PathBuf>, job: Option<&str>) -> Result<Suite> {
         suite.jobs.push(Job {
             name: (*name).to_owned(),
             script: format!("{}{before}exec /tests/{file} {arguments}\n", prelude()),
+            choice,
         });
         suite.binaries.push(binary.clone());
     }
