@@ -4,8 +4,9 @@
 //! again behind it; and the functions that the verifier takes one by one, which may be given nothing but numbers, find it there.
 //!
 //! Those are `extern "C"`, exported, and take and return integers only. BTF then calls them global: the kernel verifies each
-//! once, for any arguments, instead of once for every way that leads to a call. (Pointers as arguments would need 5.13, and that of
-//! the context a kernel that describes its own types.) Together they cost the verifier a fifth of what it cost to follow every call.
+//! once, for any arguments, instead of once for every way that leads to a call. (5.10 takes no other pointer than that of the
+//! context, and that only where the kernel describes its own types.) An argument that is not used must not be there: LLVM
+//! then passes nothing, which the verifier refuses.
 
 use core::ptr::NonNull;
 
