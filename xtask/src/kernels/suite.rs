@@ -61,7 +61,7 @@ const TARGETS: &[Target] = &[
     target("netns_ipvs", "", &[LONG_TERM]),
     Target {
         before: "export NETPOL_MAY_SET_CLOCK=1\n",
-        ..target("netns_clock", "", &[TCX])
+        ..target("netns_clock", "", &[LONG_TERM])
     },
     target("netns_uplinks", "", &[TCX]),
     target(
@@ -73,6 +73,9 @@ const TARGETS: &[Target] = &[
 
 /// Random cases of a property in the guest (flows; the tests divide by how many there are in a snapshot).
 const CASES: u32 = 1_200;
+
+/// Random frames of which the programs and their build for the host must say the same.
+const FRAMES: u32 = 3_000;
 
 /// What goes into the guest.
 #[derive(Debug)]
@@ -104,7 +107,7 @@ const SLOW: u32 = 5;
 fn prelude() -> String {
     format!(
         "export NETPOL_AGENT=/tests/netpol-agent NETPOL_EBPF_OBJECT=/tests/netpol.o\n\
-         export NETPOL_EXAMPLES=/tests/examples PROPTEST_CASES={CASES} RUST_BACKTRACE=1 NETPOL_SLOW={SLOW}\n"
+         export NETPOL_EXAMPLES=/tests/examples PROPTEST_CASES={CASES} NETPOL_CASES={FRAMES} RUST_BACKTRACE=1 NETPOL_SLOW={SLOW}\n"
     )
 }
 
