@@ -114,11 +114,11 @@ fn cargo_for(toolchain: &Toolchain, subcommand: &str, arch: &str) -> Command {
         // aya-ebpf's bindings depend on the machine whose kernel will run the program.
         format!("--cfg=bpf_target_arch=\"{arch}\""),
         format!("-Clinker={}", toolchain.linker.path.display()),
-        // BTF for the maps and, with it, source lines in the verifier's log.
         // 32-bit arithmetic and jumps (5.1); words of a packet in one load each: both machines that netpol is built for may
         // read them anywhere. LLVM before 22 does not know the latter, says so and goes on.
         "-Ctarget-cpu=v3".into(),
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".into(),
+        // BTF for the maps and, with it, source lines in the verifier's log.
         "-Cdebuginfo=2".into(),
         "-Clink-arg=--btf".into(),
         format!("--remap-path-prefix={}=.", root().display()),

@@ -38,18 +38,25 @@ struct Kernel {
     suite: &'static str,
 }
 
-/// The floor, the last long-term kernel without TCX, and one with it.
+/// The floor, which attaches filters and has the poorest verifier.
+const FLOOR: &str = "5.10";
+/// The last long-term kernel without TCX.
+const LONG_TERM: &str = "6.1";
+/// One with TCX.
+const TCX: &str = "6.12";
+
+/// In the order in which they boot.
 const KERNELS: &[Kernel] = &[
     Kernel {
-        version: "5.10",
+        version: FLOOR,
         suite: "bullseye",
     },
     Kernel {
-        version: "6.1",
+        version: LONG_TERM,
         suite: "bookworm",
     },
     Kernel {
-        version: "6.12",
+        version: TCX,
         suite: "trixie",
     },
 ];

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Job, fetch::output};
+use super::{FLOOR, Job, LONG_TERM, TCX, fetch::output};
 use crate::{
     build,
     ui::{root, run_quietly},
@@ -40,12 +40,6 @@ pub(crate) enum Scope {
     Choice,
 }
 
-/// The floor, which attaches filters and has the poorest verifier.
-const FLOOR: &str = "5.10";
-/// What Debian 12 has.
-const LONG_TERM: &str = "6.1";
-/// The first with TCX.
-const TCX: &str = "6.12";
 const EVERYWHERE: &[&str] = &[FLOOR, LONG_TERM, TCX];
 
 /// In the order in which they run. Everything is slower there, so of what this machine's kernel answers as well
