@@ -10,7 +10,12 @@
 
 use core::ptr::NonNull;
 
-use crate::{judge::Ruling, maps, packet::Packet};
+use crate::{
+    judge::Ruling,
+    maps,
+    packet::{Packet, parse},
+    skb::Skb,
+};
 
 /// The value of the `scratch` map.
 #[repr(C)]
@@ -35,6 +40,15 @@ impl Scratch {
     #[must_use]
     pub fn get() -> Option<Self> {
         maps::scratch().map(|slots| Self { slots })
+    }
+
+    /// As [`Scratch::get`], with the packet of `skb` parsed into it.
+    #[inline(always)]
+    #[must_use]
+    pub fn read<S: Skb>(skb: &S) -> Option<Self> {
+        let mut scratch = Self::get()?;
+        parse(skb, scratch.packet_mut());
+        Some(scratch)
     }
 
     /// The packet of this run.

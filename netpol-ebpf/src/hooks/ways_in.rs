@@ -17,7 +17,7 @@ use crate::{
     icmp_error,
     judge::{Ends, egress},
     maps,
-    packet::{Kind, Packet, parse},
+    packet::{Kind, Packet},
     report::{Decision, conclude},
     scratch::Scratch,
     skb::Skb,
@@ -42,10 +42,9 @@ fn pod_sends<S: Skb>(skb: &mut S, moment: &Moment) -> Decision {
         sender: index,
         receiver: OUTSIDE,
     };
-    let Some(mut scratch) = Scratch::get() else {
+    let Some(mut scratch) = Scratch::read(skb) else {
         return Decision::unread(MALFORMED, ends);
     };
-    parse(skb, scratch.packet_mut());
     let reason = forbidden(skb, scratch.packet(), pod, index);
     if reason != 0 {
         return Decision::of_packet(reason, ends);
@@ -84,10 +83,9 @@ fn outside_sends<S: Skb>(skb: &mut S, moment: &Moment) -> Decision {
         Mark::Reply { to: OUTSIDE, .. } => return Decision::unread(TUNNEL, ends),
         _ => {}
     }
-    let Some(mut scratch) = Scratch::get() else {
+    let Some(mut scratch) = Scratch::read(skb) else {
         return Decision::unread(MALFORMED, ends);
     };
-    parse(skb, scratch.packet_mut());
     if let Some(owner) = local_source(scratch.packet()) {
         ends.sender = owner;
         return Decision::of_packet(SPOOFED_OUTSIDE, ends);

@@ -24,7 +24,7 @@ use crate::{
     icmp_error,
     judge::{Ends, judge, rulesets},
     maps,
-    packet::{FLAG_FAR, Kind, parse},
+    packet::{FLAG_FAR, Kind},
     report::{Decision, conclude},
     scratch::Scratch,
     skb::Skb,
@@ -114,10 +114,9 @@ fn pod_receives<S: Skb>(skb: &S, moment: &Moment) -> Decision {
     if isolation.none() {
         return Decision::unread(NOT_ISOLATED, ends);
     }
-    let Some(mut scratch) = Scratch::get() else {
+    let Some(mut scratch) = Scratch::read(skb) else {
         return Decision::unread(MALFORMED, ends);
     };
-    parse(skb, scratch.packet_mut());
     decide(skb, &mut scratch, ends, isolation, moment)
 }
 
@@ -166,10 +165,9 @@ fn outside_receives<S: Skb>(skb: &mut S, moment: &Moment) -> Decision {
     if isolation.none() && !may_be_tunnel(skb) {
         return Decision::unread(NOT_ISOLATED, ends);
     }
-    let Some(mut scratch) = Scratch::get() else {
+    let Some(mut scratch) = Scratch::read(skb) else {
         return Decision::unread(MALFORMED, ends);
     };
-    parse(skb, scratch.packet_mut());
     // Asked at the way in, too; but NAT may have led it to another port, and to another node's tunnel.
     if to_tunnel(scratch.packet()) && maps::pod(ends.sender).is_none_or(|pod| pod.flags & POD_EXEMPT == 0) {
         return Decision::of_packet(TUNNEL, ends);
