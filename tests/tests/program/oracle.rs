@@ -59,7 +59,8 @@ fn place(lab: &Lab<'_>, snapshot: &Snapshot, end: &End) -> Option<Place> {
     };
     match end {
         End::Pod(pod, _) if snapshot.pods[pod].is_endpoint() => Some(local(pod)),
-        End::Pod(pod, _) if snapshot.pods[pod].host_network => {
+        // A completed one's address is whose it is now: perhaps another node's.
+        End::Pod(pod, _) if snapshot.pods[pod].host_network && !snapshot.pods[pod].completed => {
             let own = snapshot.pods[pod].node.as_deref() == Some(NODE);
             Some(if own { Place::OwnNode } else { Place::Outside })
         }
