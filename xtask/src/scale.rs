@@ -39,7 +39,8 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 200)]
     flips: u32,
 
-    /// Measure on the control plane of this name, which stays; it is filled if it is not yet.
+    /// Measure on the control plane of this name (`cargo xtask cluster up --nodes 0 --name NAME`), which stays; it is filled if it
+    /// is not yet.
     #[arg(long, value_name = "NAME", value_parser = cluster::parse_name)]
     on: Option<String>,
 

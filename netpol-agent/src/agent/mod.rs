@@ -65,7 +65,7 @@ const UNBOUND_PATIENCE: u32 = 50;
 /// First and longest pause before a failed step is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Reports for `status` and the metrics are made at most so often.
-const REPORTS: Duration = Duration::from_millis(200);
+const REPORTS: Duration = Duration::from_millis(500);
 
 /// What to run.
 #[derive(Clone, Debug)]

@@ -9,8 +9,10 @@ use crate::source::{Problem, Severity, effect};
 
 /// A policy without effect is looked for this long after a change: it may come before its pods.
 const AFTER: Duration = Duration::from_secs(3);
-/// The next look is not earlier than this after one.
-const EFFECTS: Duration = Duration::from_secs(10);
+/// The next look is so many times later than one as that one took, so that looking costs next to nothing where everything changes all the time ...
+const REST: u32 = 1000;
+/// ... but not earlier and not later than this.
+const RESTS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(120));
 
 /// What was found wrong by sources that are not asked each time.
 #[derive(Debug, Default)]
@@ -19,8 +21,8 @@ pub(super) struct Found {
     source: Vec<Problem>,
     /// Policies without effect.
     idle: Vec<Problem>,
-    /// When these were looked for.
-    looked: Option<Instant>,
+    /// Before then they are not looked for again.
+    rested: Option<Instant>,
     /// When they are looked for next.
     due: Option<Instant>,
 }
@@ -28,15 +30,16 @@ pub(super) struct Found {
 impl Agent {
     /// Looks for policies without effect at once.
     pub(super) fn look_for_effects(&mut self) {
+        let begun = Instant::now();
         self.found.idle = effect::without(&self.compiler);
-        self.found.looked = Some(Instant::now());
+        self.found.rested = Some(Instant::now() + (begun.elapsed() * REST).clamp(RESTS.0, RESTS.1));
         self.found.due = None;
     }
 
     /// Something has changed: policies without effect are looked for soon.
     pub(super) fn effects_may_change(&mut self) {
         let soon = Instant::now() + AFTER;
-        let rested = self.found.looked.map_or(soon, |looked| looked + EFFECTS);
+        let rested = self.found.rested.unwrap_or(soon);
         self.found.due.get_or_insert(soon.max(rested));
     }
 

@@ -38,6 +38,7 @@ impl Agent {
         let (unattached, more) = self.datapath.attach_next();
         failures.extend(unattached);
         self.more_devices = more;
+        self.rule_bare_pods();
         let rules = self.enforce();
         let devices = self.datapath.bind();
         if rules.is_ok() && devices.is_ok() {
@@ -49,15 +50,18 @@ impl Agent {
         self.finish(failures);
     }
 
-    /// Plans and writes the tables; whether there was anything to plan.
-    pub(super) fn enforce(&mut self) -> datapath::Result<bool> {
-        self.dirty.merge(self.compiler.take_dirty());
-        // A pod that was created again under its name starts without rules, even if they are those of the one before.
+    /// A pod that was created again under its name starts without rules, even if they are those of the one before.
+    fn rule_bare_pods(&mut self) {
         let ruled = &self.datapath.actual().pods;
         let bare = self.compiler.tables().pods.keys();
         self.dirty
             .pods
             .extend(bare.filter(|pod| !ruled.contains_key(*pod)).cloned());
+    }
+
+    /// Plans and writes the tables; whether there was anything to plan.
+    pub(super) fn enforce(&mut self) -> datapath::Result<bool> {
+        self.dirty.merge(self.compiler.take_dirty());
         let changed = self.changed.take();
         if !self.unsure && self.dirty.is_empty() {
             return Ok(false);

@@ -64,7 +64,14 @@ impl ControlPlane {
             }
             Plane::There(directory) => (None, directory.clone()),
         };
-        let text = fs::read(directory.join("cluster.json")).context("reading cluster.json")?;
+        let file = directory.join("cluster.json");
+        let text = fs::read(&file).with_context(|| {
+            let name = directory.file_name().unwrap_or_default().display();
+            format!(
+                "reading {}: no such control plane; start it with `cargo xtask cluster up --nodes 0 --name {name}`",
+                file.display()
+            )
+        })?;
         let record: Record = serde_json::from_slice(&text).context("reading cluster.json")?;
         Ok(Self {
             child,

@@ -15,7 +15,10 @@ mod store;
 
 use std::{sync::Arc, thread, time::Duration};
 
-use futures::{Stream, StreamExt as _, stream::select_all};
+use futures::{
+    Stream, StreamExt as _,
+    stream::{BoxStream, SelectAll, select_all},
+};
 use kube::{Api, Client, runtime::watcher};
 use tokio::{
     sync::mpsc,
@@ -36,6 +39,11 @@ use super::{Change, parse::Node};
 
 /// Changes are given out at most so often: a rush of them is one change.
 const GATHER: Duration = Duration::from_millis(30);
+/// For so long of it nothing is read: what comes waits in the socket and is read at one waking, where a waking for each event costs
+/// more than the event. So long before the end that all of it is read by then.
+const REST: Duration = Duration::from_millis(25);
+/// What is heard within so long after a rest may have waited since its beginning; and where nothing was heard for so long, there is time for one.
+const AT_ONCE: Duration = Duration::from_millis(2);
 /// Strings that nobody uses any more are looked for so often.
 const PURGE: Duration = Duration::from_secs(60);
 /// A watch that has lived so long is answered, though nothing has come of it; failures before it are over.
@@ -69,7 +77,12 @@ impl Watcher {
         let (watched, told) = (Arc::clone(&connection), health.clone());
         thread::Builder::new()
             .name("kubernetes".to_owned())
-            .spawn(move || runtime.block_on(follow(watched, told, sender)))?;
+            .spawn(move || {
+                let mut following = Following::new(&watched, told, sender);
+                while runtime.block_on(following.until_idle()) {
+                    thread::sleep(REST);
+                }
+            })?;
         Ok(Self {
             changes,
             health,
@@ -105,48 +118,94 @@ impl Watcher {
 
 type Hearing = (Which, fn(&mut Store, Which, Heard), Heard);
 
-/// Follows all watches until nobody listens.
-async fn follow(connection: Arc<Connection>, health: Health, sender: mpsc::Sender<(Change, Instant)>) {
-    let mut store = Store::default();
-    let mut heard = select_all([
-        watch::<Namespaces>(&connection, Which::Namespaces, &health).boxed(),
-        watch::<Nodes>(&connection, Which::Nodes, &health).boxed(),
-        watch::<Policies>(&connection, Which::Policies, &health).boxed(),
-        watch::<Pods>(&connection, Which::Pods, &health).boxed(),
-    ]);
-    // Whether all is listed, and whether that was said.
-    let (mut synced, mut told) = (false, false);
-    let (mut since, mut next) = (None::<Instant>, Instant::now());
-    let mut purge = Instant::now() + PURGE;
-    loop {
-        let due = match synced {
-            true => store.has_changed() || !told,
-            false => store.is_much(),
-        };
-        tokio::select! {
-            biased;
-            permit = async { sleep_until(next).await; sender.reserve().await }, if due => {
-                let Ok(permit) = permit else { return };
-                permit.send((store.take(synced), since.take().unwrap_or_else(Instant::now)));
-                told = synced;
-                if synced {
-                    next = Instant::now() + GATHER;
+/// All four watches, and what is known from them.
+struct Following {
+    store: Store,
+    heard: SelectAll<BoxStream<'static, Hearing>>,
+    health: Health,
+    sender: mpsc::Sender<(Change, Instant)>,
+    /// Whether all is listed.
+    synced: bool,
+    /// ... and whether that was said.
+    told: bool,
+    /// When the first of what is not given out yet came.
+    since: Option<Instant>,
+    /// When anything was given out last, which a rest follows, and when that was over.
+    rest: (Instant, Instant),
+    purge: Instant,
+}
+
+impl Following {
+    fn new(connection: &Arc<Connection>, health: Health, sender: mpsc::Sender<(Change, Instant)>) -> Self {
+        let heard = select_all([
+            watch::<Namespaces>(connection, Which::Namespaces, &health).boxed(),
+            watch::<Nodes>(connection, Which::Nodes, &health).boxed(),
+            watch::<Policies>(connection, Which::Policies, &health).boxed(),
+            watch::<Pods>(connection, Which::Pods, &health).boxed(),
+        ]);
+        Self {
+            store: Store::default(),
+            heard,
+            health,
+            sender,
+            synced: false,
+            told: false,
+            since: None,
+            rest: (Instant::now(), Instant::now()),
+            purge: Instant::now() + PURGE,
+        }
+    }
+
+    /// Follows until a change was given out and nothing more was to be read for a while; `false` once nobody listens.
+    async fn until_idle(&mut self) -> bool {
+        self.rest.1 = Instant::now();
+        // When the last event came that was read since.
+        let mut last = self.rest.1;
+        loop {
+            let next = match self.told {
+                true => self.rest.0 + GATHER,
+                false => self.rest.0,
+            };
+            tokio::select! {
+                biased;
+                permit = async { sleep_until(next).await; self.sender.reserve().await }, if self.is_due() => {
+                    let Ok(permit) = permit else { return false };
+                    permit.send((self.store.take(self.synced), self.since.take().unwrap_or_else(Instant::now)));
+                    self.told = self.synced;
+                    if self.synced {
+                        self.rest.0 = Instant::now();
+                        // A rush that goes on is read as fast as it comes, and a list as fast as it is answered.
+                        if last.elapsed() >= AT_ONCE && !self.store.is_listing() {
+                            return true;
+                        }
+                    }
+                }
+                Some((which, hear, what)) = self.heard.next() => {
+                    last = Instant::now();
+                    // Rather too long ago than too short.
+                    let waited = last - self.rest.1 < AT_ONCE;
+                    self.since.get_or_insert(if waited { self.rest.0 } else { last });
+                    let done = matches!(what, Heard::InitDone);
+                    hear(&mut self.store, which, what);
+                    if done {
+                        self.health.synced(which);
+                        self.synced |= self.health.status().is_synced();
+                    }
+                }
+                () = self.sender.closed() => return false,
+                () = sleep_until(self.purge) => {
+                    object::purge_strings();
+                    self.purge = Instant::now() + PURGE;
                 }
             }
-            Some((which, hear, what)) = heard.next() => {
-                since.get_or_insert_with(Instant::now);
-                let done = matches!(what, Heard::InitDone);
-                hear(&mut store, which, what);
-                if done {
-                    health.synced(which);
-                    synced |= health.status().is_synced();
-                }
-            }
-            () = sender.closed() => return,
-            () = sleep_until(purge) => {
-                object::purge_strings();
-                purge = Instant::now() + PURGE;
-            }
+        }
+    }
+
+    /// Whether there is something to give out.
+    fn is_due(&self) -> bool {
+        match self.synced {
+            true => self.store.has_changed() || !self.told,
+            false => self.store.is_much(),
         }
     }
 }

@@ -144,6 +144,11 @@ impl Store {
         !self.events.is_empty() || self.problems_changed
     }
 
+    /// Whether a list is under way.
+    pub(super) fn is_listing(&self) -> bool {
+        !self.listed.is_empty()
+    }
+
     /// Whether so much has changed that it should not wait for the rest of a list.
     pub(super) fn is_much(&self) -> bool {
         self.events.len() >= PART
